@@ -1,0 +1,116 @@
+"""Writing files so that a full disk, a crash or a power cut leaves the old file or the new one, never half of one."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from .errors import MachineError, UsageError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`; what was written there replaces `path` when the block ends well.
+
+    The data reaches the disk (fsync) before the rename, and the rename before the return. If the block fails, `path`
+    is as it was and the temporary file is gone. A symbolic link stays a link; the mode of an existing file is kept.
+
+    Raises:
+        MachineError: the system refused to write (disk full, quota, permission, read-only).
+    """
+    target = Path(os.path.realpath(path))
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        yield temporary
+        os.chmod(temporary, _mode_for(target))
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except Exception as error:
+        code = _system_error_code(error)
+        if code is None:
+            raise
+        raise _write_error(target, code) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Opens a file for writing ("wb", or "w" for UTF-8 text) that replaces `path` only once it is complete."""
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes `value` as JSON, atomically. NaN is refused: most readers of JSON refuse it too."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, allow_nan=False)
+
+
+def make_folder(path: str | os.PathLike, option: str = "--output") -> Path:
+    """Makes `path` and its parents, if they are not there, and returns it.
+
+    Raises:
+        UsageError: a part of the path is a file. MachineError: the system refused.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        blocker = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), folder)
+        raise UsageError(
+            "the output folder cannot be made, because a file is in its place",
+            where=blocker,
+            fix=f"name another folder ({option} {folder}-2) or move the file away",
+        ) from error
+    except OSError as error:
+        raise _write_error(folder, error.errno) from error
+    return folder
+
+
+def _mode_for(target: Path) -> int:
+    """mkstemp makes private files; the result gets the mode that open() would give, or that of the file it replaces."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _system_error_code(error: Exception) -> int | None:
+    """errno of an error of the system, also where a library reports it in words ("... (os error 28)" from Rust)."""
+    if isinstance(error, OSError):
+        return error.errno
+    reported = re.search(r"\(os error (\d+)\)", str(error))
+    return int(reported.group(1)) if reported else None
+
+
+def _write_error(target: Path, code: int | None) -> MachineError:
+    why = os.strerror(code) if code else "the system gave no reason"
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        folder = next((part for part in (target.parent, *target.parents) if part.is_dir()), Path("/"))
+        why += f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free in {folder})"
+        fix = "free some space, or write somewhere else"
+    else:
+        fix = f"check that you may write there: ls -ld {target.parent}"
+    kept = "; the old file is kept as it was" if target.is_file() else ""
+    return MachineError(f"cannot write the file{kept}", where=target, why=why, fix=fix)
