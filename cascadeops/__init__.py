@@ -6,4 +6,11 @@ from cascadeops._binary import load as _load
 
 _load()
 
+from cascadeops.mask_targets import mask_targets  # noqa: E402
+from cascadeops.multiscale_roi_align import multiscale_roi_align  # noqa: E402
+
+__all__ = [
+    "mask_targets",
+    "multiscale_roi_align",
+]
 __version__ = "0.1.0"

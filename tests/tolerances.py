@@ -1,0 +1,24 @@
+"""How far a kernel may be from the float64 reference, one place for all operator tests."""
+
+import torch
+
+# Relative to the largest value of the reference: a few roundings of the accumulator for sums of up to some hundred terms.
+ACCUMULATED = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+# Half types: at most this many times the error of PyTorch's own rounding of the exact result to that type.
+HALF_ROUNDINGS = 2.0
+
+
+def assert_close_to_reference(result: torch.Tensor, exact: torch.Tensor) -> None:
+    """Compares a kernel's result with the reference in float64, by the rule of the result's dtype."""
+    assert result.shape == exact.shape, f"shape {list(result.shape)}, reference {list(exact.shape)}"
+    assert exact.dtype == torch.float64, "the reference must be evaluated in float64"
+    if exact.numel() == 0:
+        return
+    assert torch.isfinite(result).all(), "the result is not finite"
+    error = (result.double() - exact).abs().max().item()
+    if result.dtype in ACCUMULATED:
+        allowed = ACCUMULATED[result.dtype] * max(exact.abs().max().item(), 1e-30)
+    else:
+        allowed = HALF_ROUNDINGS * (exact.to(result.dtype).double() - exact).abs().max().item()
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g} ({result.dtype})"
