@@ -1,0 +1,46 @@
+"""Per-class NMS of every class and image in one call, with a fixed-size result."""
+
+import torch
+from torch import Tensor
+
+
+def multiclass_nms(
+    boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The best detections of every image after non-maximum suppression within each class.
+
+    Candidates are the (row, class) pairs with score > `score_threshold`, visited by descending score, equal scores by
+    ascending row * C + class. A candidate is dropped when its IoU with a kept one of its class is greater than
+    `iou_threshold`; the visit ends when `max_detections` are kept. IoU as in `padded_nms`. There is no synchronisation
+    with the host and no gradient.
+
+    Args:
+        boxes: [B, N, 4] (shared by the classes) or [B, N, C * 4] (one per class), (x1, y1, x2, y2) in pixels; any
+            floating dtype, read as float32.
+        scores: [B, N, C] without the background class; rows of -inf are padding.
+        score_threshold: a number; -inf lets everything pass but padding.
+        iou_threshold: in [0, 1].
+        max_detections: capacity D of the result for each image, at least 0.
+
+    Returns:
+        boxes: float32 [B, D, 4], zeros after the last detection.
+        scores: float32 [B, D], descending, then -inf.
+        labels: int64 [B, D], 0..C-1, then -1.
+        index: int64 [B, D], the source row, then -1.
+        count: int64 [B], the number of detections.
+
+    Raises:
+        RuntimeError: for a wrong shape, dtype or device; on the CPU also for a NaN score or a candidate whose box is
+            not finite (a CUDA kernel cannot raise: there such a candidate is skipped).
+
+    Source: results as mmdet.models.layers.multiclass_nms with nms_cfg=dict(type="nms").
+    """
+    boxes, scores = boxes.detach().float(), scores.detach().float()
+    return torch.ops.cascadeops.multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_detections)
+
+
+@torch.library.register_fake("cascadeops::multiclass_nms")
+def _(boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int):
+    batch = boxes.shape[0]
+    integers = [boxes.new_empty(shape, dtype=torch.int64) for shape in ((batch, max_detections),) * 2 + ((batch,),)]
+    return (boxes.new_empty(batch, max_detections, 4), scores.new_empty(batch, max_detections), *integers)

@@ -1,0 +1,42 @@
+"""NMS for a whole batch, with a fixed-size result."""
+
+import torch
+from torch import Tensor
+
+
+def padded_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
+    """Greedy non-maximum suppression of every image of a batch, each group (class, pyramid level) on its own.
+
+    Rows are visited by descending score, equal scores by ascending row; a row is dropped when its IoU with a kept row
+    of its group is greater than `iou_threshold`. The decision is that of the float64 quotient of the float32
+    coordinates, on every device. Boxes without area (x2 <= x1 or y2 <= y1) have IoU 0 with everything. There is no
+    synchronisation with the host and no gradient.
+
+    Args:
+        boxes: [B, N, 4], (x1, y1, x2, y2) in pixels, finite; any floating dtype, read as float32.
+        scores: [B, N], same dtype rule; -inf marks a padding row, whose box is not looked at.
+        groups: integers [B, N] of any value, or None for a single group.
+        iou_threshold: in [0, 1].
+        max_output: capacity of the result for each image, at least 0.
+
+    Returns:
+        index: int64 [B, max_output], kept rows by descending score, then -1.
+        count: int64 [B], the number of kept rows.
+
+    Raises:
+        RuntimeError: for a wrong shape, dtype or device; on the CPU also for a NaN score or a box that is not finite
+            (a CUDA kernel cannot raise: there such a row is skipped like padding).
+
+    Source: the greedy procedure of Felzenszwalb et al., PAMI 2010, section 5; results as torchvision.ops.batched_nms.
+    """
+    boxes, scores = boxes.detach().float(), scores.detach().float()
+    groups = None if groups is None else groups.to(torch.int64)
+    return torch.ops.cascadeops.padded_nms(boxes, scores, groups, iou_threshold, max_output)
+
+
+@torch.library.register_fake("cascadeops::padded_nms")
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_output: int):
+    batch = boxes.shape[0]
+    return boxes.new_empty(batch, max_output, dtype=torch.int64), boxes.new_empty(batch, dtype=torch.int64)

@@ -1,0 +1,37 @@
+"""Box-sized mask probabilities pasted into the image."""
+
+import torch
+from torch import Tensor
+
+
+def paste_masks(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Masks at image size from box-sized probabilities.
+
+    The centre of every pixel is looked up in the mask stretched over its box: bilinear between cell centres, zero
+    beyond the mask, as `grid_sample(align_corners=False, padding_mode="zeros")` in float32. A box without area
+    (x2 <= x1 or y2 <= y1) gives an empty mask. CPU and CUDA agree byte for byte. No gradient.
+
+    Args:
+        probs: [N, h, w] in [0, 1]; any floating dtype, read as float32.
+        boxes: [N, 4], (x1, y1, x2, y2) in pixels of the image, finite; may reach beyond it.
+        image_size: (height, width), each at least 1.
+        threshold: a pixel belongs to the mask when its probability is >= threshold. Negative: no threshold, the
+            probability itself is returned as uint8. 0 would make every pixel of the image part of the mask: an error.
+
+    Returns:
+        bool [N, H, W]; for a negative threshold uint8 [N, H, W]: floor(255 * probability).
+
+    Raises:
+        RuntimeError: for a wrong shape, dtype, device, size or threshold; on the CPU also for a box that is not finite
+            (a CUDA kernel cannot raise: there its mask is empty).
+
+    Source: `_do_paste_mask` of detectron2 and mmdetection, evaluated on the whole image (their CPU path cuts the faint
+    outer half cell of large boxes, which only a threshold below 0.5 shows).
+    """
+    height, width = image_size
+    return torch.ops.cascadeops.paste_masks(probs.detach().float(), boxes.detach().float(), height, width, threshold)
+
+
+@torch.library.register_fake("cascadeops::paste_masks")
+def _(probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float):
+    return probs.new_empty(probs.shape[0], height, width, dtype=torch.bool if threshold >= 0 else torch.uint8)
