@@ -1,0 +1,125 @@
+"""Heads on RoIs and on the pyramid."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BoxHead(nn.Module):
+    """Two shared fully connected layers, then classes and one class-agnostic box (Cascade R-CNN, section 4.1)."""
+
+    def __init__(self, channels: int, roi_size: int, hidden: int, num_classes: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels * roi_size**2, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.class_logits = nn.Linear(hidden, num_classes + 1)
+        self.deltas = nn.Linear(hidden, 4)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+        nn.init.normal_(self.class_logits.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.fc1, self.fc2, self.class_logits, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def shared_features(self, roi_features: Tensor) -> Tensor:
+        """[R, C, roi_size, roi_size] -> [R, hidden]"""
+        return F.relu(self.fc2(F.relu(self.fc1(roi_features.flatten(1)))))
+
+    def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Class logits [R, num_classes + 1] (background last), deltas [R, 4], shared features [R, hidden]."""
+        shared = self.shared_features(roi_features)
+        return self.class_logits(shared).float(), self.deltas(shared).float(), shared
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), both 3x3 with bias; no norm, and no activation after the addition."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+def residual_blocks(channels: int, num_blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
+
+
+def kaiming(*layers: nn.Module) -> None:
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+
+
+class ResidualMaskHead(nn.Module):
+    """Residual blocks, one up-sampling by 2, one mask a class (SCNet, section 3.2; Mask R-CNN, figure 4)."""
+
+    def __init__(self, channels: int, num_blocks: int, num_classes: int):
+        super().__init__()
+        self.blocks = residual_blocks(channels, num_blocks)
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        kaiming(self.upsample, self.logits)
+
+    def forward(self, roi_features: Tensor) -> Tensor:
+        """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
+        return self.logits(F.relu(self.upsample(self.blocks(roi_features)))).float()
+
+
+class ResidualSemanticHead(nn.Module):
+    """All levels summed at stride 8, residual blocks, then classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
+
+    fused_level = 1
+
+    def __init__(self, channels: int, num_levels: int, num_blocks: int, num_classes: int):
+        super().__init__()
+        self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(num_levels))
+        self.blocks = residual_blocks(channels, num_blocks)
+        self.embedding = nn.Conv2d(channels, channels, 1)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        kaiming(*self.lateral_convs, self.embedding, self.logits)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """P2..P6 -> logits [N, num_classes, H/8, W/8] and embedding [N, C, H/8, W/8]"""
+        size = features[self.fused_level].shape[2:]
+        fused = F.relu(self.lateral_convs[self.fused_level](features[self.fused_level]))
+        for level, (conv, x) in enumerate(zip(self.lateral_convs, features, strict=True)):
+            if level != self.fused_level:
+                resized = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+                fused = fused + F.relu(conv(resized))
+        hidden = self.blocks(fused)
+        return self.logits(hidden), F.relu(self.embedding(hidden))
+
+
+class GlobalContextHead(nn.Module):
+    """Which classes the image holds, from the coarsest level; the pooled feature is context for every RoI (SCNet, 3.3)."""
+
+    def __init__(self, channels: int, num_blocks: int, num_classes: int):
+        super().__init__()
+        self.blocks = residual_blocks(channels, num_blocks)
+        self.fc = nn.Linear(channels, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """P2..P6 -> class logits [N, num_classes] and context [N, C, 1, 1]"""
+        context = F.adaptive_avg_pool2d(self.blocks(features[-1]), 1)
+        return self.fc(context.flatten(1)), context
+
+
+class FeatureRelay(nn.Module):
+    """The box head's feature, unfolded onto the mask head's grid (SCNet, section 3.2)."""
+
+    def __init__(self, hidden: int, channels: int, roi_size: int):
+        super().__init__()
+        self.channels, self.roi_size = channels, roi_size
+        self.fc = nn.Linear(hidden, channels * roi_size**2)
+        kaiming(self.fc)
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """[R, hidden] -> [R, C, 2 * roi_size, 2 * roi_size]"""
+        x = self.fc(shared).view(-1, self.channels, self.roi_size, self.roi_size)
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
