@@ -1,0 +1,26 @@
+"""Lean instance-segmentation detectors on CascadeOps' operators.
+
+    detector = models.build_detector("scnet", backbone="resnet50", num_classes=80, semantic=True)
+    models.load_weights(detector, path_or_state_dict)
+    result = models.predict(detector, image)
+
+Names are resolved on first use (PEP 562), so that `python -m models.train --help` answers without importing torch.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "build_detector": ".build",
+    "load_detector": ".checkpoint",
+    "load_weights": ".checkpoint",
+    "save_weights": ".checkpoint",
+    "predict": ".inference",
+    "Result": ".inference",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

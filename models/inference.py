@@ -1,0 +1,116 @@
+"""From images to results in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cascadeops
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of ImageNet, RGB, 0..255."""
+PAD_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one image, best first; every field has length 0 when nothing was."""
+
+    boxes: Tensor
+    """[D, 4] float32 (x1, y1, x2, y2) in pixels of the image that was given."""
+    scores: Tensor
+    """[D] float32 in [0, 1]."""
+    labels: Tensor
+    """[D] int64, 0-based."""
+    masks: list[dict]
+    """D COCO run-length encodings {"size": [H, W], "counts": bytes} at the size of the image that was given."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@torch.inference_mode()
+def predict(detector: torch.nn.Module, image, resize: tuple[int, int] | None = None):
+    """Finds objects in one image or in a batch.
+
+    Args:
+        detector: on any device; it is used in eval mode.
+        image: uint8 RGB [H, W, 3] (numpy or tensor), or a list of such: a list is ONE batch.
+        resize: None: as it is; (short, long): the largest size within these limits in pixels, aspect ratio kept.
+
+    Returns:
+        `Result`, or a list of them for a list.
+
+    Raises:
+        TypeError, ValueError: the image is not uint8 RGB [H, W, 3]; names its position in the list.
+    """
+    images = image if isinstance(image, list | tuple) else [image]
+    arrays = [_checked(item, f"image {i}" if images is image else "image") for i, item in enumerate(images)]
+    if not arrays:
+        return []
+    was_training = detector.training
+    detector.eval()
+    try:
+        batch, sizes = make_batch(arrays, resize, next(detector.parameters()).device)
+        results = unpack_detections(detector(batch, sizes), sizes, [array.shape[:2] for array in arrays])
+    finally:
+        detector.train(was_training)
+    return results if images is image else results[0]
+
+
+def make_batch(images: list[np.ndarray], resize: tuple[int, int] | None, device) -> tuple[Tensor, Tensor]:
+    """uint8 [H, W, 3] images -> normalised, zero-padded [N, 3, H, W] channels-last, and [N, 2] (height, width) before padding."""
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    scaled = []
+    for image in images:
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).float()
+        size = resized(image.shape[:2], resize)
+        if size != image.shape[:2]:
+            planes = pixels.permute(2, 0, 1)[None]
+            pixels = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).round()
+        scaled.append(((pixels - mean) / std).permute(2, 0, 1))
+    height, width = (
+        -(-max(x.shape[axis] for x in scaled) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2)
+    )
+    batch = torch.zeros(len(scaled), 3, height, width, device=device).to(memory_format=torch.channels_last)
+    for row, x in zip(batch, scaled, strict=True):
+        row[:, : x.shape[1], : x.shape[2]] = x
+    return batch, torch.tensor([x.shape[1:] for x in scaled], device=device)
+
+
+def resized(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple[int, int]:
+    """Largest (height, width) whose short side is within limits[0] and long side within limits[1], aspect ratio kept."""
+    if limits is None:
+        return size
+    factor = min(limits[0] / min(size), limits[1] / max(size))
+    return tuple(max(1, int(side * factor + 0.5)) for side in size)
+
+
+def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple[int, int]]) -> list[Result]:
+    """Fixed-capacity detections -> one `Result` an image, in pixels of the original images; reads the counts (one sync).
+
+    Args:
+        network_sizes: [N, 2] (height, width) of the images as the network saw them, without padding.
+        image_sizes: (height, width) of the originals.
+    """
+    results = []
+    counts = detections.count.tolist()
+    for i, (count, size, seen) in enumerate(zip(counts, image_sizes, network_sizes.tolist(), strict=True)):
+        scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]], device=detections.boxes.device).repeat(2)
+        boxes = detections.boxes[i, :count] * scale
+        masks = cascadeops.paste_masks_rle(detections.mask_probs[i, :count], boxes, size)
+        results.append(Result(boxes.cpu(), detections.scores[i, :count].cpu(), detections.labels[i, :count].cpu(), masks))
+    return results
+
+
+def _checked(image, name: str) -> np.ndarray:
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(f"predict: {name} must have shape [H, W, 3], got {list(array.shape)}")
+    if array.dtype != np.uint8:
+        raise TypeError(f"predict: {name} must be uint8, got {array.dtype}")
+    return array
