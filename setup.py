@@ -1,16 +1,222 @@
-"""Builds csrc/ into cascadeops/_C (CPU kernels and operator schemas) and cascadeops/_C_cuda (CUDA kernels)."""
+"""Builds csrc/ into cascadeops/_C.abi3.so (CPU kernels, operator schemas) and cascadeops/_C_cuda.abi3.so (CUDA kernels).
 
+Environment:
+    CASCADEOPS_CUDA                 auto (default): CUDA kernels when nvcc is found; 0: never; 1: fail without nvcc
+    CASCADEOPS_CUDA_ARCHITECTURES   default: those of this machine's GPUs, without one "80;90+PTX"; +PTX also serves newer GPUs
+    CUDA_HOME, CXX, MAX_JOBS        toolkit folder, C++ compiler, number of parallel compilations
+
+The sources use the LibTorch stable ABI only. So the build reads torch's headers, whichever torch >= 2.10 they come from
+and whether or not that torch knows CUDA, and its result loads under every torch >= 2.10 and every CPython >= 3.10.
+That is why torch.utils.cpp_extension is not used here: it refuses CUDA sources beside a CPU-only torch.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from glob import glob
+from pathlib import Path
 
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-cpu = CppExtension(
-    "cascadeops._C",
-    ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
-    include_dirs=["csrc"],
-    define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")],
-    extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"],
-    py_limited_api=True,
+OLDEST_TORCH = (2, 10)
+OLDEST_GCC, OLDEST_CLANG, OLDEST_NVCC = 9, 9, (12, 0)
+CPU_ONLY = "To build the CPU kernels alone, on purpose: CASCADEOPS_CUDA=0 pip install ."
+# Contraction of a * b + c is off on both sides, so that CPU and CUDA kernels round alike; the other two change no result.
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+CXX_FLAGS += ["-fno-trapping-math", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
+DEFINES = ["-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)]
+
+
+def fail(*sentences):
+    """Ends the build with one message and no traceback (pip shows it as the last line of the build's output)."""
+    raise SystemExit("\ncascadeops cannot be built: " + " ".join(sentences))
+
+
+def output_of(command, **kwargs):
+    """The text a program prints, or None where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, **kwargs).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def find_torch():
+    """(folder, version) of the torch whose headers are used; torch itself is not imported, which saves a second."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        fail("this Python has no torch. Leave out --no-build-isolation, or first: pip install 'torch>=2.10'.")
+    version = importlib.metadata.version("torch")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
+        fail(f"torch {version} is older than 2.10, the first with the stable ABI used here: pip install 'torch>=2.10'.")
+    return Path(spec.submodule_search_locations[0]), version
+
+
+def find_compiler():
+    """(command, description) of a C++17 compiler."""
+    command = next(filter(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "c++", "clang++"])), None)
+    if command is None:
+        fail("no C++ compiler was found ($CXX, g++, c++, clang++). Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++.")
+    macros = output_of([command, "-std=c++17", "-dM", "-E", "-x", "c++", os.devnull])
+    if macros is None:
+        fail(f"{command} does not take -std=c++17. Install GCC >= {OLDEST_GCC} or name another compiler: CXX=g++-12 pip install .")
+    value = dict(line.split(" ", 2)[1:] for line in macros.splitlines() if line.count(" ") >= 2)
+    name, oldest = ("clang", OLDEST_CLANG) if "__clang__" in value else ("GCC", OLDEST_GCC)
+    major = int(value["__clang_major__" if name == "clang" else "__GNUC__"])
+    if major < oldest:
+        fail(f"{command} is {name} {major}, older than {oldest}. Name a newer one: CXX=g++-12 pip install .")
+    return command, f"{name} {value['__VERSION__'].strip(chr(34))}"
+
+
+def find_nvcc():
+    """Path of nvcc, or None. It may be a link or a wrapper script: `find_toolkit` asks it where the toolkit is."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    folders = [f"{home}/bin" for home in homes if home] + [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(folders))
+
+
+def find_toolkit(nvcc):
+    """(nvcc, folder of libcudart_static.a, version) of the CUDA toolkit that `nvcc` belongs to."""
+    dryrun = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
+    top = re.search(r"^#\$ TOP=(.*)$", dryrun, re.MULTILINE)
+    version = re.search(r"release (\d+)\.(\d+)", output_of([nvcc, "--version"]) or "")
+    if top is None or version is None:
+        fail(f"{nvcc} does not answer as NVIDIA's compiler does. Set CUDA_HOME to the toolkit's own folder.", CPU_ONLY)
+    version = int(version[1]), int(version[2])
+    if version < OLDEST_NVCC:
+        fail(f"{nvcc} is CUDA {version[0]}.{version[1]}, older than {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]}.", CPU_ONLY)
+    top = Path(top[1]).resolve()
+    folders = [top / "lib64", top / "lib", *sorted(top.glob("targets/*/lib"))]
+    libraries = next((folder for folder in folders if (folder / "libcudart_static.a").exists()), None)
+    if libraries is None or not any(top.glob("**/include/cuda_runtime.h")):
+        fail(
+            f"{nvcc} belongs to the CUDA toolkit in {top}, which lacks libcudart_static.a or cuda_runtime.h.",
+            "Install the toolkit's cudart development package, or set CUDA_HOME to a complete toolkit.",
+            CPU_ONLY,
+        )
+    return str(top / "bin" / "nvcc"), libraries, "{}.{}".format(*version)
+
+
+def architectures():
+    """["80", "90+PTX"]: from CASCADEOPS_CUDA_ARCHITECTURES, else of this machine's GPUs, else A100 and H100 or newer."""
+    asked = os.environ.get("CASCADEOPS_CUDA_ARCHITECTURES")
+    found = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+    names = re.split(r"[;,\s]+", asked.strip()) if asked else sorted(set(found.split())) or ["80", "90+PTX"]
+    names = [name.replace(".", "") for name in names]
+    if wrong := [name for name in names if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", name)]:
+        fail(f"CASCADEOPS_CUDA_ARCHITECTURES: {wrong[0]!r} is not an architecture such as 80, 8.0, 90a or 90+PTX.")
+    return names
+
+
+def gencode(names):
+    """nvcc's options for a list of architectures."""
+    options = []
+    for name in names:
+        number = name.removesuffix("+PTX")
+        codes = [f"sm_{number}", *([f"compute_{number}"] if name.endswith("+PTX") else [])]
+        options += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
+    return options
+
+
+def compile_object(command, source, folder):
+    """Compiles one source unless its object is newer than everything it is made of; returns the object's path."""
+    target = folder / f"{source}.o"  # keeps csrc/cpu/x and csrc/cuda/x apart
+    record = target.with_suffix(".json")
+    command = [*command, "-c", str(source), "-o", str(target)]
+    inputs = [source, *glob("csrc/**/*.h", recursive=True), *glob("csrc/**/*.cuh", recursive=True)]
+    if target.exists() and record.exists() and json.loads(record.read_text()) == command:
+        if target.stat().st_mtime > max(os.stat(path).st_mtime for path in inputs):
+            return str(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(shlex.join(command), flush=True)
+    if subprocess.run(command).returncode != 0:
+        target.unlink(missing_ok=True)
+        hint = CPU_ONLY if source.endswith(".cu") else "If the compiler is unusable, name another one: CXX=g++-12 pip install ."
+        fail(f"{source} did not compile; the compiler's own message is above.", hint)
+    record.write_text(json.dumps(command))
+    return str(target)
+
+
+class BuildKernels(build_ext):
+    """Compiles all sources of all libraries in parallel, then links each library."""
+
+    def finalize_options(self):
+        wish = os.environ.get("CASCADEOPS_CUDA", "auto")
+        if wish not in ("auto", "0", "1"):
+            fail(f"CASCADEOPS_CUDA must be auto, 0 or 1, got {wish!r}.")
+        self.nvcc = find_nvcc() if wish != "0" else None
+        if wish == "1" and self.nvcc is None:
+            fail("CASCADEOPS_CUDA=1, but there is no nvcc in $CUDA_HOME/bin, PATH or /usr/local/cuda/bin.", CPU_ONLY)
+        if self.nvcc is None:
+            self.distribution.ext_modules = [CPU]
+        super().finalize_options()
+
+    def build_extensions(self):
+        self.torch, torch_version = find_torch()
+        self.cxx, compiler = find_compiler()
+        includes = ["-Icsrc", f"-isystem{self.torch / 'include'}"]
+        cxx = [self.cxx, *CXX_FLAGS, *DEFINES, *includes]
+        info = {"version": self.distribution.get_version(), "torch": torch_version, "compiler": compiler, "flags": CXX_FLAGS}
+        commands = {".cpp": cxx}
+        if self.nvcc is not None:
+            self.nvcc, self.cudart, cuda = find_toolkit(self.nvcc)
+            names = architectures()
+            commands[".cu"] = [self.nvcc, "-ccbin", self.cxx, *NVCC_FLAGS, *gencode(names), *DEFINES, "-DUSE_CUDA", *includes]
+            info |= {"cuda": cuda, "cuda_flags": NVCC_FLAGS, "architectures": names}
+        else:
+            print("cascadeops: no CUDA kernels in this build (nvcc not found, or CASCADEOPS_CUDA=0)", flush=True)
+        described = [*cxx, f"-DCASCADEOPS_BUILD_INFO={json.dumps(json.dumps(info))}"]
+
+        def compiled(source):
+            command = described if source == BUILD_INFO else commands[Path(source).suffix]
+            return compile_object(command, source, Path(self.build_temp))
+
+        sources = sorted({source for extension in self.extensions for source in extension.sources})
+        sources.sort(key=lambda source: not source.endswith(".cu"))  # the slow ones first
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
+            objects = dict(zip(sources, pool.map(compiled, sources), strict=True))
+        for extension in self.extensions:
+            self.link(extension, [objects[source] for source in extension.sources])
+
+    def link(self, extension, objects):
+        """Links one library. It names libtorch_*.so as needed, without a path: they are loaded already when torch is."""
+        target = self.get_ext_fullpath(extension.name)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        libraries = ["-Wl,--no-as-needed", f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-Wl,--strip-all"]
+        if extension is CUDA:
+            # A CPU-only torch has no libtorch_cuda.so to link with: an empty library of that name stands in for it.
+            stub = Path(self.build_temp) / "libtorch_cuda.so"
+            self.run_linker(["-Wl,-soname,libtorch_cuda.so", "-x", "c++", os.devnull, "-o", str(stub)])
+            # The CUDA runtime is linked statically and hidden, so that torch may bring another major version of it.
+            libraries += [f"-L{stub.parent}", "-ltorch_cuda", f"-L{self.cudart}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+            libraries += ["-Wl,--exclude-libs,ALL"]
+        else:
+            libraries += ["-Wl,--no-undefined"]
+        self.run_linker([*objects, *libraries, "-o", target])
+
+    def run_linker(self, arguments):
+        command = [self.cxx, "-shared", *arguments]
+        print(shlex.join(command), flush=True)
+        if subprocess.run(command).returncode != 0:
+            fail("the linker failed; its own message is above.")
+
+
+BUILD_INFO = "csrc/build_info.cpp"
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
+library = partial(Extension, depends=HEADERS, py_limited_api=True)
+CPU = library("cascadeops._C", [BUILD_INFO, "csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))])
+CUDA = library("cascadeops._C_cuda", [BUILD_INFO, *sorted(glob("csrc/cuda/*.cu"))])
+
+setup(
+    ext_modules=[CPU, CUDA],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )
-setup(ext_modules=[cpu], cmdclass={"build_ext": BuildExtension})

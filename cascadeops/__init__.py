@@ -1,10 +1,11 @@
-"""Detection and segmentation operators for PyTorch: RoIAlign, NMS, mask pasting, as CPU and CUDA kernels."""
+"""Detection and segmentation operators for PyTorch: RoIAlign, NMS, mask pasting, as CPU and CUDA kernels.
 
-import torch  # noqa: F401  (first: libc10 must be loaded before a binary of ours)
+`python -m cascadeops` tells which kernels are loaded, and why others are not.
+"""
 
-from cascadeops._binary import load as _load
+import torch  # noqa: F401  (first: the binaries need torch's libraries in the process)
 
-_load()
+from cascadeops import _binary
 
 from cascadeops.mask_targets import mask_targets  # noqa: E402
 from cascadeops.multiclass_nms import multiclass_nms  # noqa: E402
@@ -23,3 +24,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+__all__ = []
+
+_binary.load(__version__)
+
+if _binary.cpu.path is None:  # importing never fails: each operator says what is wrong when it is called
+    globals().update({name: _binary.missing(name) for name in __all__})
+else:
+    pass

@@ -6,6 +6,8 @@
 // work into templates marked CASCADEOPS_INLINE and call those from one small cloned function per type.
 #pragma once
 
+#include <cstddef>  // any C library header: it defines __GLIBC__
+
 // Clones need ifunc support (GNU C library) and GCC; elsewhere the compiler's own target flags decide.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define CASCADEOPS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
