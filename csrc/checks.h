@@ -3,7 +3,11 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
+#include <cstdint>
+#include <limits>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -24,6 +28,97 @@ inline std::string shape_of(const torch::stable::Tensor& tensor) {
   for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
   text << ']';
   return text.str();
+}
+
+inline void check_dtype(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                        torch::headeronly::ScalarType dtype) {
+  check(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ", torch::headeronly::toString(dtype),
+        ", got ", torch::headeronly::toString(tensor.scalar_type()));
+}
+
+inline void check_same_device(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                              const char* first_name, const torch::stable::Tensor& first) {
+  check(tensor.device() == first.device(), op, ": ", name, " must be on the device of ", first_name);
+}
+
+// Row numbers of the NMS kernels have 32 bits.
+constexpr int64_t kMaxCandidates = std::numeric_limits<int32_t>::max();
+
+inline void check_nms_limits(const char* op, double iou_threshold, const char* capacity_name, int64_t capacity) {
+  check(iou_threshold >= 0 && iou_threshold <= 1, op, ": iou_threshold must be in [0, 1], got ", iou_threshold);
+  check(capacity >= 0 && capacity <= kMaxCandidates, op, ": ", capacity_name, " must be in [0, 2**31), got ", capacity);
+}
+
+inline void check_padded_nms(const torch::stable::Tensor& boxes, const torch::stable::Tensor& scores,
+                             const std::optional<torch::stable::Tensor>& groups, double iou_threshold,
+                             int64_t max_output) {
+  constexpr const char* op = "padded_nms";
+  const auto is_batch_by_rows = [&](const torch::stable::Tensor& tensor) {
+    return tensor.dim() == 2 && tensor.size(0) == boxes.size(0) && tensor.size(1) == boxes.size(1);
+  };
+  check(boxes.dim() == 3 && boxes.size(2) == 4, op, ": boxes must have shape [B, N, 4], got ", shape_of(boxes));
+  check(boxes.size(1) <= kMaxCandidates, op, ": boxes must have fewer than 2**31 rows, got ", boxes.size(1));
+  check(is_batch_by_rows(scores), op, ": scores must have shape [B, N] = [", boxes.size(0), ", ", boxes.size(1),
+        "], got ", shape_of(scores));
+  check_dtype(op, "boxes", boxes, torch::headeronly::ScalarType::Float);
+  check_dtype(op, "scores", scores, torch::headeronly::ScalarType::Float);
+  check_same_device(op, "scores", scores, "boxes", boxes);
+  if (groups) {
+    check(is_batch_by_rows(*groups), op, ": groups must have shape [B, N] = [", boxes.size(0), ", ", boxes.size(1),
+          "], got ", shape_of(*groups));
+    check_dtype(op, "groups", *groups, torch::headeronly::ScalarType::Long);
+    check_same_device(op, "groups", *groups, "boxes", boxes);
+  }
+  check_nms_limits(op, iou_threshold, "max_output", max_output);
+}
+
+inline void check_multiclass_nms(const torch::stable::Tensor& boxes, const torch::stable::Tensor& scores,
+                                 double score_threshold, double iou_threshold, int64_t max_detections) {
+  constexpr const char* op = "multiclass_nms";
+  check(scores.dim() == 3, op, ": scores must have shape [B, N, C], got ", shape_of(scores));
+  const int64_t batch = scores.size(0), rows = scores.size(1), classes = scores.size(2);
+  check(boxes.dim() == 3 && boxes.size(0) == batch && boxes.size(1) == rows &&
+            (boxes.size(2) == 4 || boxes.size(2) == classes * 4),
+        op, ": boxes must have shape [B, N, 4] or [B, N, C * 4], with scores ", shape_of(scores), ", got ",
+        shape_of(boxes));
+  check(rows == 0 || classes <= kMaxCandidates / rows, op, ": scores must have fewer than 2**31 (row, class) pairs");
+  check_dtype(op, "boxes", boxes, torch::headeronly::ScalarType::Float);
+  check_dtype(op, "scores", scores, torch::headeronly::ScalarType::Float);
+  check_same_device(op, "scores", scores, "boxes", boxes);
+  check(score_threshold == score_threshold, op, ": score_threshold must be a number, got NaN");
+  check_nms_limits(op, iou_threshold, "max_detections", max_detections);
+}
+
+inline void check_paste(const char* op, const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes,
+                        int64_t height, int64_t width) {
+  check(probs.dim() == 3, op, ": probs must have shape [N, h, w], got ", shape_of(probs));
+  check(probs.size(0) == 0 || (probs.size(1) > 0 && probs.size(2) > 0), op,
+        ": probs must have at least one cell each, got shape ", shape_of(probs));
+  check(boxes.dim() == 2 && boxes.size(0) == probs.size(0) && boxes.size(1) == 4, op,
+        ": boxes must have shape [N, 4] = [", probs.size(0), ", 4], got ", shape_of(boxes));
+  check_dtype(op, "probs", probs, torch::headeronly::ScalarType::Float);
+  check_dtype(op, "boxes", boxes, torch::headeronly::ScalarType::Float);
+  check_same_device(op, "boxes", boxes, "probs", probs);
+  // Pixel centres must be exact in float32, and cells countable in int.
+  constexpr int64_t limit = int64_t{1} << 23;
+  check(height > 0 && width > 0 && height <= limit && width <= limit, op,
+        ": image_size (height, width) must be in [1, 2**23], got (", height, ", ", width, ")");
+  check(probs.size(1) <= limit && probs.size(2) <= limit, op, ": probs must have at most 2**23 cells along an axis");
+}
+
+inline void check_paste_masks(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes, int64_t height,
+                              int64_t width, double threshold) {
+  check_paste("paste_masks", probs, boxes, height, width);
+  check(threshold > 0 || threshold < 0,
+        "paste_masks: threshold must be positive, or negative for uint8 probabilities, got ", threshold);
+}
+
+inline void check_paste_masks_rle(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes,
+                                  int64_t height, int64_t width, double threshold) {
+  check_paste("paste_masks_rle", probs, boxes, height, width);
+  check(threshold > 0, "paste_masks_rle: threshold must be positive, got ", threshold);
+  check(height * width < int64_t{1} << 32, "paste_masks_rle: image_size must hold fewer than 2**32 pixels, got (",
+        height, ", ", width, ")");
 }
 
 }  // namespace cascadeops
