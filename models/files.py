@@ -25,23 +25,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         MachineError: the system refused to write (disk full, quota, permission, read-only).
     """
     target = Path(os.path.realpath(path))
-    temporary = None
-    try:
+    with explained(target):
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(descriptor)
         temporary = Path(name)
-        yield temporary
-        os.chmod(temporary, _mode_for(target))
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except Exception as error:
-        code = _system_error_code(error)
-        if code is None:
-            raise
-        raise _write_error(target, code) from error
-    finally:
-        if temporary is not None:
+        try:
+            yield temporary
+            os.chmod(temporary, _mode_for(target))
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
@@ -50,6 +44,18 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     """Opens a file for writing ("wb", or "w" for UTF-8 text) that replaces `path` only once it is complete."""
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
+
+
+@contextlib.contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Turns the system's errors while `target` is written into a MachineError that says what happened."""
+    try:
+        yield
+    except Exception as error:
+        code = _system_error_code(error)
+        if code is None:
+            raise
+        raise _write_error(target, code) from error
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -1,0 +1,148 @@
+"""What a long run shows and keeps: progress with the time left, metrics.jsonl, TensorBoard where it is installed."""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich import progress as bars
+from rich.console import Console
+
+from .files import atomic_write, explained
+
+
+class Progress:
+    """Progress of `total` steps: a bar on a terminal; elsewhere (a file, a pipe, Slurm) one plain line now and then.
+
+        with Progress("evaluate", total=5000, unit="images") as progress:
+            progress.advance(8, rate="21.3 images/s")
+
+    Args:
+        title: shown first.
+        total: how many steps there are in all; `done` of them are behind us already (a resumed run).
+        every_seconds: how often a plain line is printed; the last step always is.
+        console: where to; standard output by default.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str = "steps",
+        done: int = 0,
+        every_seconds: float = 10.0,
+        console: Console | None = None,
+    ):
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._first, self._start, self._every = done, time.monotonic(), every_seconds
+        self._console = console or Console(highlight=False)
+        self._last_line = self._start
+        self._bar = None
+        if self._console.is_terminal:
+            self._bar = bars.Progress(
+                bars.TextColumn("{task.description}"),
+                bars.BarColumn(bar_width=24),
+                bars.MofNCompleteColumn(),
+                bars.TextColumn(f"{unit}  eta"),
+                bars.TimeRemainingColumn(compact=True),
+                bars.TextColumn("{task.fields[facts]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, steps: int = 1, **facts: object) -> None:
+        """`steps` more are done. `facts` are shown behind the time left: numbers to four digits, words as they are."""
+        self.done += steps
+        text = "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, facts=text)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self._every or self.done >= self.total:
+            self._last_line = now
+            elapsed = now - self._start
+            left = elapsed / max(self.done - self._first, 1) * (self.total - self.done)
+            line = f"{self.title}  {self.done}/{self.total} {self.unit}  {_clock(elapsed)} gone, {_clock(left)} left"
+            self._console.print(f"{line}  {text}".rstrip(), soft_wrap=True, markup=False)
+
+    def print(self, text: object) -> None:
+        """A line (or a rich table) above the bar."""
+        self._console.print(text, soft_wrap=isinstance(text, str), markup=False)
+
+
+class MetricsLog:
+    """Numbers by step: one JSON object a line in metrics.jsonl, and TensorBoard events where it is installed.
+
+    Args:
+        folder: of the run; made by the caller.
+        resume_step: a run that continues behind this step: later lines, written before the interruption, are dropped,
+            so that the file reads as if the run had never stopped. None starts an empty file.
+    """
+
+    def __init__(self, folder: Path, resume_step: int | None = None):
+        self.path = Path(folder) / "metrics.jsonl"
+        kept = [] if resume_step is None else _lines_up_to(self.path, resume_step)
+        with atomic_write(self.path, "w") as file:
+            file.writelines(kept)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (kept open for the whole run)
+        self._board = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a line {"step": ..., **values}, which has left the process on return. NaN and infinity become null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with explained(self.path):
+            self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Adds an image, uint8 RGB [H, W, 3], to TensorBoard; metrics.jsonl has none."""
+        if self._board is not None:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Whole lines of a metrics file with at most this step; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
