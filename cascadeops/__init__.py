@@ -7,12 +7,7 @@ import torch  # noqa: F401  (first: the binaries need torch's libraries in the p
 
 from cascadeops import _binary
 
-from cascadeops.mask_targets import mask_targets  # noqa: E402
-from cascadeops.multiclass_nms import multiclass_nms  # noqa: E402
-from cascadeops.multiscale_roi_align import multiscale_roi_align  # noqa: E402
-from cascadeops.padded_nms import padded_nms  # noqa: E402
-from cascadeops.paste_masks import paste_masks  # noqa: E402
-from cascadeops.paste_masks_rle import paste_masks_rle  # noqa: E402
+__version__ = "0.1.0"
 
 __all__ = [
     "mask_targets",
@@ -23,13 +18,14 @@ __all__ = [
     "paste_masks_rle",
 ]
 
-__version__ = "0.1.0"
-
-__all__ = []
-
 _binary.load(__version__)
 
-if _binary.cpu.path is None:  # importing never fails: each operator says what is wrong when it is called
+if _binary.cpu.path is not None:
+    from cascadeops.mask_targets import mask_targets
+    from cascadeops.multiclass_nms import multiclass_nms
+    from cascadeops.multiscale_roi_align import multiscale_roi_align
+    from cascadeops.padded_nms import padded_nms
+    from cascadeops.paste_masks import paste_masks
+    from cascadeops.paste_masks_rle import paste_masks_rle
+else:  # importing never fails: each operator says what is wrong when it is called
     globals().update({name: _binary.missing(name) for name in __all__})
-else:
-    pass
