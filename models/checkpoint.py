@@ -185,3 +185,19 @@ def load_detector(path: str | os.PathLike) -> tuple[torch.nn.Module, dict]:
     load_weights(detector, state)
     facts = {key: json.loads(metadata[key]) for key in ("class_names", "category_ids", "extra")}
     return detector.eval(), {"arch": metadata["arch"], **facts}
+
+
+def load_backbone(backbone: torch.nn.Module, path: str | os.PathLike) -> None:
+    """Copies ImageNet weights with torchvision's names into a backbone; the classifier (`fc`) is left out."""
+    state = {key: value for key, value in read_state(path).items() if not key.startswith("fc.")}
+    expected = backbone.state_dict()
+    wrong = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    wrong += [key for key in state if key not in expected or state[key].shape != expected[key].shape]
+    if wrong:
+        raise DataError(
+            "these weights are of another backbone",
+            where=os.fspath(path),
+            why=f"{len(wrong)} of {len(expected)} tensors are missing, unknown or of another shape: {', '.join(wrong[:4])}",
+            fix="name the file of the same network, with torchvision's names",
+        )
+    backbone.load_state_dict(state, strict=False)

@@ -1,0 +1,105 @@
+"""How a detector is trained: every number of a run, and the presets. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from .config import BACKBONES, RPNConfig, SCNetConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an instance-segmentation detector.
+
+    Without --data it trains on the embedded data set of shapes, which is drawn on first use (no download). The output
+    folder gets the weights, metrics.jsonl, TensorBoard files and pictures of detections beside the ground truth.
+    """
+
+    arch: Literal["scnet"] = "scnet"
+    """Detector: scnet is the sample-consistency detector (not the self-calibrated backbones scnet50, scnet101)."""
+    data: Path | None = None
+    """Folder in COCO layout: annotations/*.json, image folders, stuffthingmaps/ if there are any."""
+    output: Path = Path("runs/scnet")
+    """Folder for everything that the run writes."""
+    resume: bool = False
+    """Continue the run in --output from its last checkpoint; the result is that of a run without the break."""
+    weights: Path | None = None
+    """Start from these weights of a whole detector (fine-tuning)."""
+    backbone_weights: Path | None = None
+    """Start the backbone from these ImageNet weights (torchvision's names)."""
+    epochs: int = 12
+    batch_size: int = 16
+    """Images per step and process."""
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_iterations: int = 500
+    """Steps over which the learning rate rises linearly, from a thousandth."""
+    decay_epochs: tuple[float, ...] = (8, 11)
+    """The learning rate is multiplied by 0.1 after each of these epochs."""
+    clip_gradient_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped (the norm is reported all the same)."""
+    resize: tuple[int, int] | None = (800, 1333)
+    """Largest (short, long) side in pixels; None: images as they are."""
+    semantic: Literal["auto", "yes", "no"] = "auto"
+    """The semantic branch; auto: if the data has stuffthingmaps."""
+    amp: Literal["off", "bfloat16", "float16"] = "off"
+    """Automatic mixed precision."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto takes CUDA where it is."""
+    workers: int = 2
+    """Processes that read and prepare images; 0: the training process itself."""
+    seed: int = 0
+    max_iterations: int | None = None
+    """Stop after this many steps in all (the schedule is not shortened)."""
+    evaluate_every: int = 1
+    """Epochs between evaluations on the validation images; 0: only at the end."""
+    max_evaluation_images: int | None = None
+    """Evaluate on the first images only."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    log_every: int = 20
+    """Steps between lines of metrics."""
+    detector: SCNetConfig = field(default_factory=SCNetConfig)
+    """The architecture. Numbers of classes are taken from the data."""
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.weights and self.backbone_weights:
+            raise ValueError("weights and backbone_weights exclude each other")
+
+
+SMALL = TrainConfig(
+    output=Path("runs/scnet-small"),
+    epochs=12,
+    batch_size=8,
+    learning_rate=0.02,
+    warmup_iterations=100,
+    decay_epochs=(9, 11),
+    clip_gradient_norm=10.0,
+    resize=None,
+    workers=0,
+    evaluate_every=3,
+    detector=SCNetConfig(
+        backbone=BACKBONES["resnet18_narrow"],
+        channels=64,
+        rpn=RPNConfig(
+            anchor_scale=4.0, num_samples=128, top_k=300, top_k_training=300, max_proposals=200, max_proposals_training=200
+        ),
+        finest_size=28.0,
+        box_channels=256,
+        num_samples=64,
+    ),
+)
+"""All heads and losses of SCNet on 2 CPU cores, from scratch."""
+
+COCO = replace(TrainConfig(), output=Path("runs/scnet-r50-coco"))
+"""The published recipe: ResNet-50, 12 epochs, 16 images a step, learning rate 0.02 (mmdetection's scnet_r50_fpn_1x_coco)."""
+
+PRESETS = {"small": SMALL, "coco": COCO}

@@ -1,0 +1,319 @@
+"""The training loop: one function, read top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import resource
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .build import build_from_config
+from .checkpoint import load_backbone, load_weights, save_weights
+from .data import CocoDataset, default_dataset, training_loader
+from .errors import DataError, UsageError
+from .evaluate import evaluate_detector, save_comparison
+from .files import atomic_path, make_folder, write_json
+from .progress import MetricsLog, Progress
+from .recipes import TrainConfig
+
+AMP_DTYPE = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train(config: TrainConfig) -> None:
+    """Trains a detector as `config` says and writes weights, metrics and pictures to `config.output`.
+
+    Raises:
+        DataError: the data, the weights or the checkpoint cannot be used. UsageError: the output folder holds another run.
+    """
+    device = pick_device(config.device)
+    root = config.data or default_dataset()
+    train_set = CocoDataset(root, "train", semantic=config.semantic)
+    val_set = CocoDataset(root, "val", semantic="no")
+    check_same_classes(train_set, val_set)
+    config = fit_to_data(config, train_set)
+    output = make_folder(config.output)
+    checkpoint = start_or_resume(config, output)
+
+    torch.manual_seed(config.seed)
+    detector = build_from_config(config.arch, config.detector).to(device).train()
+    if config.weights:
+        load_weights(detector, config.weights)
+    if config.backbone_weights:
+        load_backbone(detector.backbone, config.backbone_weights)
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+    )
+    amp_dtype = AMP_DTYPE[config.amp]
+    # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+
+    loader = make_loader(config, train_set, epoch=0)
+    steps_per_epoch = len(loader)
+    total = config.epochs * steps_per_epoch
+    if config.max_iterations is not None:
+        total = min(total, config.max_iterations)
+    iteration = 0
+    if checkpoint is not None:
+        detector.load_state_dict(checkpoint["detector"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        restore_random_state(checkpoint["random"], device)
+        iteration = checkpoint["iteration"]
+    log = MetricsLog(output, resume_step=iteration if checkpoint is not None else None)
+    describe_run(config, detector, train_set, val_set, device, total, iteration)
+
+    window = LossWindow()
+    with Progress("train", total=total, unit="steps", done=iteration) as progress:
+        while iteration < total:
+            epoch, start_batch = divmod(iteration, steps_per_epoch)
+            loader = make_loader(config, train_set, epoch, start_batch)
+            for batch in loader:
+                batch = batch.to(device)
+                rate = learning_rate(config, iteration, steps_per_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                    losses = detector.losses(
+                        batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
+                    )
+                    loss = sum(losses.values())
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                limit = config.clip_gradient_norm or math.inf
+                norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+                scaler.step(optimizer)
+                scaler.update()
+                iteration += 1
+                window.add(losses | {"loss": loss, "gradient_norm": norm}, images=len(batch.images))
+
+                if iteration % config.log_every == 0 or iteration == total:
+                    values = window.means(where=f"step {iteration}, images {batch.image_ids}")
+                    facts = {"learning_rate": rate, "epoch": iteration / steps_per_epoch, **memory_peak(device)}
+                    log.write(iteration, values | facts)
+                    progress.advance(
+                        iteration - progress.done,
+                        loss=values["loss"],
+                        images_per_second=values["images_per_second"],
+                        gradient_norm=values["gradient_norm"],
+                        **memory_peak(device),
+                    )
+                if iteration == total:
+                    break
+            epochs_done = iteration // steps_per_epoch
+            last = iteration == total
+            if last or epochs_done % config.checkpoint_every == 0:
+                save_checkpoint(output, config, detector, optimizer, scaler, iteration, device)
+            if last or (config.evaluate_every and epochs_done % config.evaluate_every == 0):
+                evaluate(config, detector, val_set, output, log, iteration, progress)
+                window = LossWindow()
+    log.close()
+    print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError("unknown device", where=f"--device {name}", fix="--device cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "CUDA was asked for and torch finds none",
+            where=f"--device {name}",
+            why=f"torch {torch.__version__}, built for CUDA {torch.version.cuda}",
+            fix="python -m cascadeops   tells what is missing; --device cpu trains without",
+        )
+    return device
+
+
+def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
+    """The configuration with the data's numbers of classes, and with the semantic branch only if there are maps for it."""
+    detector = dataclasses.replace(
+        config.detector,
+        num_classes=dataset.num_classes,
+        semantic=dataset.has_semantic,
+        num_semantic_classes=dataset.num_semantic_classes or config.detector.num_semantic_classes,
+    )
+    return dataclasses.replace(config, detector=detector)
+
+
+def check_same_classes(train_set: CocoDataset, val_set: CocoDataset) -> None:
+    theirs = dict(zip(val_set.category_ids, val_set.class_names, strict=True))
+    ours = dict(zip(train_set.category_ids, train_set.class_names, strict=True))
+    if ours != theirs:
+        differing = sorted(ours.items() ^ theirs.items())
+        raise DataError(
+            "the training and the validation annotations have different classes",
+            where=train_set.root,
+            why="only in one of the two: " + ", ".join(f"{id}={name}" for id, name in differing),
+            fix="give both annotation files the same categories",
+        )
+
+
+def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> float:
+    """Linear warm-up from a thousandth, then a tenth less at each decay epoch."""
+    decays = sum(iteration >= epoch * steps_per_epoch for epoch in config.decay_epochs)
+    warmup = min(1.0, 0.001 + 0.999 * iteration / max(config.warmup_iterations, 1))
+    return config.learning_rate * warmup * 0.1**decays
+
+
+def make_loader(config: TrainConfig, dataset: CocoDataset, epoch: int, start_batch: int = 0):
+    return training_loader(
+        dataset,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        epoch=epoch,
+        start_batch=start_batch,
+        resize=config.resize,
+        workers=config.workers,
+    )
+
+
+class LossWindow:
+    """Means since they were last asked for. Values stay on the device until then, so that a step does not wait for them."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._images = 0
+        self._start = time.monotonic()
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+        self._steps += 1
+        self._images += images
+
+    def means(self, where: str) -> dict[str, float]:
+        """Raises DataError if a loss is no longer finite."""
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name].float() for name in names]).tolist()
+        values = {name: total / self._steps for name, total in zip(names, sums, strict=True)}
+        if not math.isfinite(values["loss"]):
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            raise DataError(
+                "training has diverged: a loss is no longer finite",
+                where=where,
+                why=", ".join(bad),
+                fix="a smaller --learning-rate, a longer --warmup-iterations, or --clip-gradient-norm 10; the last checkpoint is intact",
+            )
+        values["images_per_second"] = self._images / (time.monotonic() - self._start)
+        self.__init__()
+        return values
+
+
+def memory_peak(device: torch.device) -> dict[str, float]:
+    """Peak memory in GiB: of CUDA's allocator, or of this process."""
+    if device.type == "cuda":
+        return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration: int, progress: Progress) -> None:
+    """AP on the validation images, the weights file with it, and a picture of detections beside the ground truth."""
+    detector.eval()
+    metrics = evaluate_detector(
+        detector, dataset, batch_size=config.batch_size, resize=config.resize, max_images=config.max_evaluation_images
+    )
+    log.write(iteration, metrics.flat())
+    progress.print(
+        f"step {iteration}: box AP {metrics.box.ap:.3f}  mask AP {metrics.mask.ap:.3f}  ({metrics.images} images)"
+    )
+    save_weights(
+        output / "weights.safetensors",
+        detector,
+        dataset.class_names,
+        dataset.category_ids,
+        {"metrics": metrics.flat(), "resize": config.resize, "iteration": iteration},
+    )
+    picture = save_comparison(detector, dataset, output / "detections.png", resize=config.resize)
+    log.picture(iteration, "detections", picture)
+    detector.train()
+
+
+# ---- checkpoints: everything that a bit-exact continuation needs
+
+
+def start_or_resume(config: TrainConfig, output: Path) -> dict | None:
+    """The checkpoint to continue from, or None for a new run in an unused folder."""
+    path = output / "checkpoint.pt"
+    if not config.resume:
+        if path.exists():
+            raise UsageError(
+                "the output folder holds a run already",
+                where=output,
+                fix=f"--resume continues it; --output {output}-2 starts another",
+            )
+        write_json(output / "config.json", as_json(config))
+        return None
+    if not path.exists():
+        raise DataError("there is no checkpoint to resume from", where=path, fix="leave --resume out to start the run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError("the checkpoint cannot be read", where=path, why=str(error).splitlines()[0]) from error
+    before, now = json.loads(checkpoint["config"]), as_json(config)
+    differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
+    if differing:
+        raise UsageError(
+            "the run was started with other settings",
+            where=path,
+            why="\n".join(f"{key}: {before.get(key)} then, {now[key]} now" for key in differing),
+            fix=f"the run's own settings are in {output / 'config.json'}",
+        )
+    return checkpoint
+
+
+MAY_CHANGE = {"resume", "output", "data", "device", "workers", "max_iterations", "evaluate_every", "log_every",
+              "checkpoint_every", "max_evaluation_images"}
+"""Settings that do not change what is computed, so that a resumed run may have others."""
+
+
+def as_json(config: TrainConfig) -> dict:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def save_checkpoint(output: Path, config, detector, optimizer, scaler, iteration: int, device: torch.device) -> None:
+    state = {
+        "iteration": iteration,
+        "detector": detector.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "random": random_state(device),
+        "config": json.dumps(as_json(config)),
+    }
+    with atomic_path(output / "checkpoint.pt") as temporary:
+        torch.save(state, temporary)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Data order and augmentation are functions of the seed, so torch's generators are all the randomness there is."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def describe_run(config, detector, train_set, val_set, device, total: int, iteration: int) -> None:
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    print(
+        f"{config.arch} (sample-consistency detector), {parameters / 1e6:.1f} M parameters, on {device}\n"
+        f"data    {train_set.root}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{train_set.num_classes} classes, semantic maps {'yes' if train_set.has_semantic else 'no'}\n"
+        f"run     {config.output}: {total} steps of {config.batch_size} images"
+        + (f", continued after step {iteration}" if iteration else ""),
+        flush=True,
+    )
