@@ -1,5 +1,6 @@
 // Input checks shared by the CPU and CUDA kernels: one function per operator, so that an error reads the same on both.
-// A message names the operator, the argument, the rule and what came: "padded_nms: boxes must have shape [B, N, 4], got [4, 4]".
+// A message names the operator, the argument, the rule and what came: "padded_nms: boxes must have shape [B, N, 4], got
+// [4, 4]".
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -10,7 +10,7 @@ def multiclass_nms(
     boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, rows, classes = scores.shape
-    per_class = boxes.reshape(batch, rows, -1, 4).expand(batch, rows, classes, 4)
+    per_class = boxes.reshape(batch, rows, boxes.shape[2] // 4, 4).expand(batch, rows, classes, 4)
     out_boxes = boxes.new_zeros(batch, max_detections, 4)
     out_scores = scores.new_full((batch, max_detections), -torch.inf)
     labels = torch.full((batch, max_detections), -1)
