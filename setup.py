@@ -1,8 +1,9 @@
-"""Builds csrc/ into cascadeops/_C.abi3.so (CPU kernels, operator schemas) and cascadeops/_C_cuda.abi3.so (CUDA kernels).
+"""Builds csrc/ into cascadeops/_C.abi3.so (CPU kernels, schemas) and cascadeops/_C_cuda.abi3.so (CUDA kernels).
 
 Environment:
     CASCADEOPS_CUDA                 auto (default): CUDA kernels when nvcc is found; 0: never; 1: fail without nvcc
-    CASCADEOPS_CUDA_ARCHITECTURES   default: those of this machine's GPUs, without one "80;90+PTX"; +PTX also serves newer GPUs
+    CASCADEOPS_CUDA_ARCHITECTURES   default: those of this machine's GPUs, or "80;90+PTX" where there is none;
+                                    +PTX also serves newer GPUs
     CUDA_HOME, CXX, MAX_JOBS        toolkit folder, C++ compiler, number of parallel compilations
 
 The sources use the LibTorch stable ABI only. So the build reads torch's headers, whichever torch >= 2.10 they come from
@@ -19,21 +20,35 @@ import shlex
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from glob import glob
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 OLDEST_TORCH = (2, 10)
 OLDEST_GCC, OLDEST_CLANG, OLDEST_NVCC = 9, 9, (12, 0)
 CPU_ONLY = "To build the CPU kernels alone, on purpose: CASCADEOPS_CUDA=0 pip install ."
-# Contraction of a * b + c is off on both sides, so that CPU and CUDA kernels round alike; the other two change no result.
-CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
-CXX_FLAGS += ["-fno-trapping-math", "-Wall", "-Wextra"]
+OTHER_COMPILER = "Name another compiler: CXX=g++-12 pip install ."
+
+# No contraction of a * b + c on either side, so that CPU and CUDA kernels round alike. Errno and floating-point traps
+# are nothing that a kernel reads, and without them floor and comparisons vectorise: results are the same.
+CXX_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 DEFINES = ["-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)]
+
+BUILD_INFO = "csrc/build_info.cpp"
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
+CPU = Extension(
+    "cascadeops._C",
+    [BUILD_INFO, "csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+    depends=HEADERS,
+    py_limited_api=True,
+)
+CUDA = Extension(
+    "cascadeops._C_cuda", [BUILD_INFO, *sorted(glob("csrc/cuda/*.cu"))], depends=HEADERS, py_limited_api=True
+)
 
 
 def fail(*sentences):
@@ -41,12 +56,18 @@ def fail(*sentences):
     raise SystemExit("\ncascadeops cannot be built: " + " ".join(sentences))
 
 
-def output_of(command, **kwargs):
+def output_of(command):
     """The text a program prints, or None where it cannot be run."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, **kwargs).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def run(command):
+    """Shows a command and runs it; True when it succeeded."""
+    print(shlex.join(command) + "\n", end="", flush=True)
+    return subprocess.run(command).returncode == 0
 
 
 def find_torch():
@@ -56,23 +77,28 @@ def find_torch():
         fail("this Python has no torch. Leave out --no-build-isolation, or first: pip install 'torch>=2.10'.")
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_TORCH:
-        fail(f"torch {version} is older than 2.10, the first with the stable ABI used here: pip install 'torch>=2.10'.")
+        fail(f"torch {version} is older than 2.10, the first with this stable ABI: pip install 'torch>=2.10'.")
     return Path(spec.submodule_search_locations[0]), version
 
 
 def find_compiler():
-    """(command, description) of a C++17 compiler."""
-    command = next(filter(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "c++", "clang++"])), None)
+    """(command, "GCC 12.2.0") of a C++17 compiler."""
+    asked = os.environ.get("CXX")
+    command = next(filter(shutil.which, [asked] if asked else ["g++", "c++", "clang++"]), None)
     if command is None:
-        fail("no C++ compiler was found ($CXX, g++, c++, clang++). Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++.")
+        found = f"CXX={asked} is not a program" if asked else "no C++ compiler was found (g++, c++, clang++)"
+        fail(f"{found}. Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++.")
     macros = output_of([command, "-std=c++17", "-dM", "-E", "-x", "c++", os.devnull])
     if macros is None:
-        fail(f"{command} does not take -std=c++17. Install GCC >= {OLDEST_GCC} or name another compiler: CXX=g++-12 pip install .")
+        fail(
+            f"{command} does not take -std=c++17; GCC >= {OLDEST_GCC} or clang >= {OLDEST_CLANG} does. {OTHER_COMPILER}"
+        )
     value = dict(line.split(" ", 2)[1:] for line in macros.splitlines() if line.count(" ") >= 2)
-    name, oldest = ("clang", OLDEST_CLANG) if "__clang__" in value else ("GCC", OLDEST_GCC)
-    major = int(value["__clang_major__" if name == "clang" else "__GNUC__"])
-    if major < oldest:
-        fail(f"{command} is {name} {major}, older than {oldest}. Name a newer one: CXX=g++-12 pip install .")
+    name, key, oldest = "GCC", "__GNUC__", OLDEST_GCC
+    if "__clang__" in value:
+        name, key, oldest = "clang", "__clang_major__", OLDEST_CLANG
+    if int(value[key]) < oldest:
+        fail(f"{command} is {name} {value[key]}, older than {oldest}. {OTHER_COMPILER}")
     return command, f"{name} {value['__VERSION__'].strip(chr(34))}"
 
 
@@ -92,13 +118,15 @@ def find_toolkit(nvcc):
         fail(f"{nvcc} does not answer as NVIDIA's compiler does. Set CUDA_HOME to the toolkit's own folder.", CPU_ONLY)
     version = int(version[1]), int(version[2])
     if version < OLDEST_NVCC:
-        fail(f"{nvcc} is CUDA {version[0]}.{version[1]}, older than {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]}.", CPU_ONLY)
+        fail("{} is CUDA {}.{}, older than {}.{}.".format(nvcc, *version, *OLDEST_NVCC), CPU_ONLY)
     top = Path(top[1]).resolve()
-    folders = [top / "lib64", top / "lib", *sorted(top.glob("targets/*/lib"))]
-    libraries = next((folder for folder in folders if (folder / "libcudart_static.a").exists()), None)
-    if libraries is None or not any(top.glob("**/include/cuda_runtime.h")):
+    libraries = [top / "lib64", top / "lib", *sorted(top.glob("targets/*/lib"))]
+    libraries = next((folder for folder in libraries if (folder / "libcudart_static.a").exists()), None)
+    headers = [top / "include", *top.glob("targets/*/include")]
+    if libraries is None or not any((folder / "cuda_runtime.h").exists() for folder in headers):
+        missing = "libcudart_static.a" if libraries is None else "cuda_runtime.h"
         fail(
-            f"{nvcc} belongs to the CUDA toolkit in {top}, which lacks libcudart_static.a or cuda_runtime.h.",
+            f"{nvcc} belongs to the CUDA toolkit in {top}, which has no {missing}.",
             "Install the toolkit's cudart development package, or set CUDA_HOME to a complete toolkit.",
             CPU_ONLY,
         )
@@ -106,10 +134,10 @@ def find_toolkit(nvcc):
 
 
 def architectures():
-    """["80", "90+PTX"]: from CASCADEOPS_CUDA_ARCHITECTURES, else of this machine's GPUs, else A100 and H100 or newer."""
-    asked = os.environ.get("CASCADEOPS_CUDA_ARCHITECTURES")
-    found = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
-    names = re.split(r"[;,\s]+", asked.strip()) if asked else sorted(set(found.split())) or ["80", "90+PTX"]
+    """["80", "90+PTX"], say: CASCADEOPS_CUDA_ARCHITECTURES, else this machine's GPUs, else A100, H100 and newer."""
+    asked = os.environ.get("CASCADEOPS_CUDA_ARCHITECTURES", "").strip()
+    here = output_of(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]) or ""
+    names = re.split(r"[;,\s]+", asked) if asked else sorted(set(re.findall(r"\d+\.\d+", here))) or ["80", "90+PTX"]
     names = [name.replace(".", "") for name in names]
     if wrong := [name for name in names if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", name)]:
         fail(f"CASCADEOPS_CUDA_ARCHITECTURES: {wrong[0]!r} is not an architecture such as 80, 8.0, 90a or 90+PTX.")
@@ -121,101 +149,96 @@ def gencode(names):
     options = []
     for name in names:
         number = name.removesuffix("+PTX")
-        codes = [f"sm_{number}", *([f"compute_{number}"] if name.endswith("+PTX") else [])]
+        codes = [f"sm_{number}", f"compute_{number}"] if name.endswith("+PTX") else [f"sm_{number}"]
         options += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
     return options
 
 
 def compile_object(command, source, folder):
-    """Compiles one source unless its object is newer than everything it is made of; returns the object's path."""
-    target = folder / f"{source}.o"  # keeps csrc/cpu/x and csrc/cuda/x apart
+    """Compiles one source, unless its object is newer than all it is made of; returns the object's path."""
+    target = folder / f"{source}.o"  # the whole path: csrc/cpu/x.cpp and csrc/cuda/x.cu must not meet
     record = target.with_suffix(".json")
-    command = [*command, "-c", str(source), "-o", str(target)]
-    inputs = [source, *glob("csrc/**/*.h", recursive=True), *glob("csrc/**/*.cuh", recursive=True)]
-    if target.exists() and record.exists() and json.loads(record.read_text()) == command:
-        if target.stat().st_mtime > max(os.stat(path).st_mtime for path in inputs):
-            return str(target)
+    command = [*command, "-c", source, "-o", str(target)]
+    made_of = max(os.stat(path).st_mtime for path in [source, *HEADERS])
+    if target.exists() and target.stat().st_mtime > made_of and json.loads(record.read_text()) == command:
+        return str(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    print(shlex.join(command), flush=True)
-    if subprocess.run(command).returncode != 0:
-        target.unlink(missing_ok=True)
-        hint = CPU_ONLY if source.endswith(".cu") else "If the compiler is unusable, name another one: CXX=g++-12 pip install ."
-        fail(f"{source} did not compile; the compiler's own message is above.", hint)
     record.write_text(json.dumps(command))
+    target.unlink(missing_ok=True)
+    if not run(command):
+        fail(f"{source} did not compile, see above.", CPU_ONLY if source.endswith(".cu") else OTHER_COMPILER)
     return str(target)
 
 
 class BuildKernels(build_ext):
-    """Compiles all sources of all libraries in parallel, then links each library."""
+    """Compiles all sources of both libraries in parallel, then links each library."""
 
     def finalize_options(self):
         wish = os.environ.get("CASCADEOPS_CUDA", "auto")
         if wish not in ("auto", "0", "1"):
             fail(f"CASCADEOPS_CUDA must be auto, 0 or 1, got {wish!r}.")
-        self.nvcc = find_nvcc() if wish != "0" else None
+        self.nvcc = None if wish == "0" else find_nvcc()
         if wish == "1" and self.nvcc is None:
             fail("CASCADEOPS_CUDA=1, but there is no nvcc in $CUDA_HOME/bin, PATH or /usr/local/cuda/bin.", CPU_ONLY)
-        if self.nvcc is None:
-            self.distribution.ext_modules = [CPU]
+        self.distribution.ext_modules = [CPU] if self.nvcc is None else [CPU, CUDA]
         super().finalize_options()
 
     def build_extensions(self):
         self.torch, torch_version = find_torch()
         self.cxx, compiler = find_compiler()
         includes = ["-Icsrc", f"-isystem{self.torch / 'include'}"]
-        cxx = [self.cxx, *CXX_FLAGS, *DEFINES, *includes]
-        info = {"version": self.distribution.get_version(), "torch": torch_version, "compiler": compiler, "flags": CXX_FLAGS}
-        commands = {".cpp": cxx}
-        if self.nvcc is not None:
+        commands = {".cpp": [self.cxx, *CXX_FLAGS, *DEFINES, *includes]}
+        info = {"version": self.distribution.get_version(), "torch": torch_version}
+        info |= {"compiler": compiler, "flags": CXX_FLAGS}
+        if self.nvcc is None:
+            print("cascadeops: no CUDA kernels in this build (nvcc not found, or CASCADEOPS_CUDA=0)", flush=True)
+        else:
             self.nvcc, self.cudart, cuda = find_toolkit(self.nvcc)
             names = architectures()
-            commands[".cu"] = [self.nvcc, "-ccbin", self.cxx, *NVCC_FLAGS, *gencode(names), *DEFINES, "-DUSE_CUDA", *includes]
             info |= {"cuda": cuda, "cuda_flags": NVCC_FLAGS, "architectures": names}
-        else:
-            print("cascadeops: no CUDA kernels in this build (nvcc not found, or CASCADEOPS_CUDA=0)", flush=True)
-        described = [*cxx, f"-DCASCADEOPS_BUILD_INFO={json.dumps(json.dumps(info))}"]
+            nvcc = [self.nvcc, "-ccbin", self.cxx, *NVCC_FLAGS, *gencode(names), "-DUSE_CUDA"]
+            commands[".cu"] = [*nvcc, *DEFINES, *includes]
+        described = [*commands[".cpp"], f"-DCASCADEOPS_BUILD_INFO={json.dumps(json.dumps(info))}"]
 
         def compiled(source):
             command = described if source == BUILD_INFO else commands[Path(source).suffix]
             return compile_object(command, source, Path(self.build_temp))
 
-        sources = sorted({source for extension in self.extensions for source in extension.sources})
-        sources.sort(key=lambda source: not source.endswith(".cu"))  # the slow ones first
+        sources = {source for extension in self.extensions for source in extension.sources}
+        sources = sorted(sources, key=lambda source: (not source.endswith(".cu"), source))  # the slow ones first
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count())) as pool:
             objects = dict(zip(sources, pool.map(compiled, sources), strict=True))
         for extension in self.extensions:
             self.link(extension, [objects[source] for source in extension.sources])
 
     def link(self, extension, objects):
-        """Links one library. It names libtorch_*.so as needed, without a path: they are loaded already when torch is."""
-        target = self.get_ext_fullpath(extension.name)
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        """Links one library. It names libtorch_*.so without their folder: once torch is imported, they are found."""
         libraries = ["-Wl,--no-as-needed", f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-Wl,--strip-all"]
-        if extension is CUDA:
+        if extension is CPU:
+            libraries += ["-Wl,--no-undefined"]
+        else:
             # A CPU-only torch has no libtorch_cuda.so to link with: an empty library of that name stands in for it.
             stub = Path(self.build_temp) / "libtorch_cuda.so"
             self.run_linker(["-Wl,-soname,libtorch_cuda.so", "-x", "c++", os.devnull, "-o", str(stub)])
-            # The CUDA runtime is linked statically and hidden, so that torch may bring another major version of it.
-            libraries += [f"-L{stub.parent}", "-ltorch_cuda", f"-L{self.cudart}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
-            libraries += ["-Wl,--exclude-libs,ALL"]
-        else:
-            libraries += ["-Wl,--no-undefined"]
-        self.run_linker([*objects, *libraries, "-o", target])
+            libraries += [f"-L{stub.parent}", "-ltorch_cuda"]
+            # The CUDA runtime is inside and hidden, so that torch may bring another major version of it.
+            libraries += [f"-L{self.cudart}", "-lcudart_static", "-Wl,--exclude-libs,ALL", "-lrt", "-lpthread", "-ldl"]
+        target = Path(self.get_ext_fullpath(extension.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.run_linker([*objects, *libraries, "-o", str(target)])
 
     def run_linker(self, arguments):
-        command = [self.cxx, "-shared", *arguments]
-        print(shlex.join(command), flush=True)
-        if subprocess.run(command).returncode != 0:
-            fail("the linker failed; its own message is above.")
+        if not run([self.cxx, "-shared", *arguments]):
+            fail("the libraries were not linked, see above.", OTHER_COMPILER)
 
-
-BUILD_INFO = "csrc/build_info.cpp"
-HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
-library = partial(Extension, depends=HEADERS, py_limited_api=True)
-CPU = library("cascadeops._C", [BUILD_INFO, "csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))])
-CUDA = library("cascadeops._C_cuda", [BUILD_INFO, *sorted(glob("csrc/cuda/*.cu"))])
 
 setup(
+    packages=[
+        *find_packages(include=["cascadeops", "cascadeops.*"]),
+        "cascadeops.models",
+        *(f"cascadeops.models.{name}" for name in find_packages("models")),
+    ],
+    package_dir={"cascadeops.models": "models"},
     ext_modules=[CPU, CUDA],
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

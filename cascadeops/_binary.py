@@ -84,7 +84,9 @@ def missing(operator: str):
     """A function that stands in for `operator` while the CPU kernels are not loaded."""
 
     def raise_reason(*args, **kwargs):
-        raise RuntimeError(f"{operator}: the kernels of cascadeops are not loaded: {cpu.reason}. Mend it with: {REBUILD}")
+        raise RuntimeError(
+            f"{operator}: the kernels of cascadeops are not loaded: {cpu.reason}. Mend it with: {REBUILD}"
+        )
 
     raise_reason.__name__ = operator
     return raise_reason
@@ -95,7 +97,9 @@ def _explain_cuda_calls() -> None:
 
     def explain(name):
         def raise_reason(*args, **kwargs):
-            raise RuntimeError(f"{name}: the CUDA kernels of cascadeops are not loaded: {cuda.reason}. Mend it with: {REBUILD}")
+            raise RuntimeError(
+                f"{name}: the CUDA kernels of cascadeops are not loaded: {cuda.reason}. Mend it with: {REBUILD}"
+            )
 
         return raise_reason
 

@@ -1,0 +1,63 @@
+"""The console command `cascadeops`: runs the programs that a checkout starts as `python -m models.train` and so on."""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+PROGRAMS = {
+    "train": "train a detector and report its AP",
+    "evaluate": "box and mask AP of a weights file on a data set",
+    "predict": "find objects in pictures: overlays and COCO results",
+    "data": "write the generated data set as a COCO folder",
+    "doctor": "what is installed, which kernels run here, and whether they compute correctly",
+}
+HELP = """usage: cascadeops PROGRAM [OPTIONS]     (cascadeops PROGRAM --help lists the options)
+
+  cascadeops train --arch scnet
+  cascadeops evaluate --weights runs/scnet/best.safetensors --data data/coco
+  cascadeops predict street.jpg --weights runs/scnet/best.safetensors --output found
+
+programs:
+{programs}
+
+  --version   print the version
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs one program and ends the process with its exit code; 2 for an unknown program."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(HELP.format(programs="\n".join(f"  {name:<10}{text}" for name, text in PROGRAMS.items())), end="")
+    elif name == "--version":
+        print("cascadeops", importlib.metadata.version("cascadeops"))
+    elif name in PROGRAMS:
+        package = "cascadeops" if name == "doctor" else __package__
+        _run_as_main(f"{package}.{name}", [f"cascadeops {name}", *arguments[1:]])
+    else:
+        import difflib
+
+        near = difflib.get_close_matches(name, PROGRAMS, n=1)
+        hint = f"did you mean `cascadeops {near[0]}`?" if near else f"there are: {', '.join(PROGRAMS)}."
+        sys.exit(_fail(f"error: cascadeops has no program {name!r}; {hint}"))
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _run_as_main(name: str, argv: list[str]) -> None:
+    """What `python -m name` does, except that sys.argv[0] stays the command that a person typed.
+
+    The module is not imported under its own name: `models.predict` is a function, which a submodule would shadow.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec.submodule_search_locations is not None:
+        spec = importlib.util.find_spec(f"{name}.__main__")
+    module = importlib.util.module_from_spec(spec)
+    module.__name__ = "__main__"
+    sys.modules["__main__"] = module
+    sys.argv = argv
+    exec(spec.loader.get_code(spec.name), module.__dict__)
