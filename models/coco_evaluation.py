@@ -1,4 +1,4 @@
-"""COCO average precision of boxes and masks (MODELS.md F.4, G.4), and the results files that every COCO tool reads.
+"""COCO average precision of boxes and masks, and the results files that every COCO tool reads.
 
 pycocotools is the definition; faster-coco-eval computes the same numbers sooner and is used where it is installed.
 """

@@ -1,0 +1,31 @@
+"""Which device a program runs on."""
+
+import torch
+
+from .errors import MachineError, UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto": the first GPU where there is one, else the CPU; or any device name of PyTorch, "cpu", "cuda:1".
+
+    Raises:
+        UsageError: not a device name. MachineError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError("not a device", where=f"--device {name}", fix="--device auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError("the operators run on cpu and cuda", where=f"--device {name}", fix="--device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        build = f"PyTorch {torch.__version__}"
+        why = (
+            f"{build} is built without CUDA" if torch.version.cuda is None else f"{build} finds no usable driver or GPU"
+        )
+        raise MachineError("there is no GPU to run on", where=f"--device {name}", why=why, fix="--device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        have = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise MachineError("there is no such GPU", where=f"--device {name}", why=f"this machine has {have}")
+    return device

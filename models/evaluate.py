@@ -1,0 +1,273 @@
+"""Scores a detector on a data set: a function for the training loop, and the program `python -m models.evaluate`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .command_line import run
+from .errors import DataError
+from .files import make_folder, write_json
+
+if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is imported where it is used
+    import numpy as np
+    from torch import nn
+
+    from .coco_evaluation import Metrics
+    from .data import CocoDataset
+    from .progress import Progress
+
+EXAMPLES = (
+    "{program} --weights runs/scnet/weights.safetensors",
+    "{program} --weights W --data coco --split val2017 --resize 800 1333 --batch-size 8",
+    "{program} --weights W --data my-data --max-images 200 --output runs/quick-look",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Scores a detector on a data set: COCO average precision of boxes and masks.
+
+    The output folder gets metrics.json, detections.bbox.json and detections.segm.json (COCO results, which every COCO
+    tool reads), and comparison.png: detections beside the ground truth.
+    """
+
+    weights: Path
+    """A weights file that models.train wrote (.safetensors)."""
+    data: Path | None = None
+    """Folder in COCO layout: annotations/*.json and image folders. Default: the embedded data set of shapes."""
+    split: str = "val"
+    """Which annotation file: val, train, val2017 ..."""
+    output: Path = Path("runs/evaluate")
+    """Folder for the scores, the results and the pictures; made if it is not there."""
+    resize: tuple[int, int] | None = None
+    """SHORT LONG: the largest size within these limits in pixels. Default: as the weights were trained."""
+    batch_size: int = 4
+    """Images that go through the detector together."""
+    max_images: int | None = None
+    """Score the first images only."""
+    pictures: int = 8
+    """How many images comparison.png shows; 0: no such picture."""
+    workers: int = 0
+    """Processes that read and prepare images; 0: this process itself."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("max_images", 1), ("pictures", 0), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.resize is not None and not 1 <= self.resize[0] <= self.resize[1]:
+            raise ValueError(f"resize must be SHORT LONG with 1 <= SHORT <= LONG, got {self.resize}")
+
+
+def evaluate_detector(
+    detector: nn.Module,
+    dataset: CocoDataset,
+    batch_size: int,
+    resize: tuple[int, int] | None = None,
+    max_images: int | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    results_folder: Path | None = None,
+) -> Metrics:
+    """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
+
+    Args:
+        detector: on any device; used in eval mode, and left in the mode that it was in.
+        resize: None: images as they are; (short, long): the largest size within these limits.
+        max_images: only the first images of the data set.
+        progress: advanced by each batch.
+        results_folder: where to write the COCO results; None: nowhere.
+    """
+    import torch
+
+    from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
+    from .data import evaluation_loader
+    from .inference import unpack_detections
+
+    device = next(detector.parameters()).device
+    entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
+    image_ids: list[int] = []
+    wanted = len(dataset) if max_images is None else min(max_images, len(dataset))
+    seconds = 0.0
+    was_training = detector.training
+    detector.eval()
+    try:
+        for batch in evaluation_loader(dataset, batch_size=batch_size, resize=resize, workers=workers):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                images, sizes = batch.images.to(device), batch.image_sizes.to(device)
+                originals = [tuple(size) for size in batch.original_sizes.tolist()]
+                results = unpack_detections(detector(images, sizes), batch.image_sizes, originals)
+            seconds += time.perf_counter() - start
+            used = min(len(results), wanted - len(image_ids))
+            for image_id, result in zip(batch.image_ids[:used], results[:used], strict=True):
+                found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
+                for kind, new in result_entries(image_id, *found, result.masks, dataset.category_ids).items():
+                    entries[kind] += new
+            image_ids += batch.image_ids[:used]
+            if progress is not None:
+                progress.advance(used, images_per_second=len(image_ids) / seconds)
+            if len(image_ids) == wanted:
+                break
+    finally:
+        detector.train(was_training)
+    if results_folder is not None:
+        write_results(results_folder, entries)
+    truth = ground_truth(dataset)
+    return Metrics(
+        box=average_precision(truth, entries["bbox"], "bbox", image_ids),
+        mask=average_precision(truth, entries["segm"], "segm", image_ids) if has_masks(truth) else None,
+        images=len(image_ids),
+        images_per_second=len(image_ids) / seconds if seconds else 0.0,
+    )
+
+
+def save_comparison(
+    detector: nn.Module,
+    dataset: CocoDataset,
+    path: Path,
+    resize: tuple[int, int] | None = None,
+    count: int = 8,
+    score_threshold: float = 0.3,
+) -> np.ndarray:
+    """Writes a picture of the detections in the first `count` images beside their ground truth; uint8 RGB [H, W, 3]."""
+    from .images import read_image
+    from .inference import predict
+    from .visualise import comparison_grid, overlay, save_picture
+
+    truth = ground_truth(dataset)
+    annotations: dict[int, list[Mapping]] = {image["id"]: [] for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        if not annotation.get("iscrowd"):
+            annotations[annotation["image_id"]].append(annotation)
+    label_of = {int(key): label for label, key in enumerate(dataset.category_ids)}
+    rows = []
+    for record in truth["images"][:count]:
+        image = read_image(dataset.image_folder / record["file_name"])
+        objects = annotations[record["id"]]
+        left = overlay(
+            image,
+            [[x, y, x + width, y + height] for x, y, width, height in (o["bbox"] for o in objects)],
+            [label_of[o["category_id"]] for o in objects],
+            dataset.class_names,
+            masks=[_rle(o["segmentation"], record) for o in objects],
+        )
+        found = predict(detector, image, resize=resize)
+        shown = (found.scores >= score_threshold).nonzero()[:, 0]
+        masks = [found.masks[i] for i in shown]
+        right = overlay(image, found.boxes[shown], found.labels[shown], dataset.class_names, found.scores[shown], masks)
+        rows.append((left, right))
+    picture = comparison_grid(rows)
+    save_picture(path, picture)
+    return picture
+
+
+def ground_truth(dataset: CocoDataset) -> dict:
+    """The annotation file of a data set, as it is."""
+    with open(dataset.annotation_file, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def check_same_classes(weights: Path, names: Sequence[str], dataset: CocoDataset) -> None:
+    """Raises DataError with a table of both, unless the classes of weights and data are the same in the same order."""
+    theirs = list(dataset.class_names)
+    if list(names) == theirs:
+        return
+    rows = [(i, a, b) for i, (a, b) in enumerate(_padded_pairs(names, theirs)) if a != b]
+    width = max(len("weights"), *(len(a) for _, a, _ in rows))
+    table = [f"label  {'weights':<{width}}  data"] + [f"{i:>5}  {a:<{width}}  {b}" for i, a, b in rows[:12]]
+    table += [f"... {len(rows) - 12} more"] if len(rows) > 12 else []
+    raise DataError(
+        "the weights know other classes than the data",
+        where=f"{weights} and {dataset.annotation_file}",
+        why=f"{len(names)} classes and {len(theirs)}; they differ in\n" + "\n".join(table),
+        fix="evaluate on data of the same classes, or train on these: python -m models.train --data DIR --weights W",
+    )
+
+
+def main(options: Evaluate) -> None:
+    folder = make_folder(options.output)
+
+    from rich.console import Console
+
+    from .checkpoint import load_detector
+    from .data import CocoDataset, default_dataset
+    from .devices import choose_device
+    from .progress import Progress
+
+    device = choose_device(options.device)
+    detector, facts = load_detector(options.weights)
+    detector.to(device)
+    dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
+    check_same_classes(options.weights, facts["class_names"], dataset)
+    resize = options.resize or facts["extra"].get("resize")
+
+    total = min(len(dataset), options.max_images or len(dataset))
+    with Progress("evaluate", total=total, unit="images") as progress:
+        metrics = evaluate_detector(
+            detector, dataset, options.batch_size, resize, options.max_images, options.workers, progress, folder
+        )
+    write_json(folder / "metrics.json", metrics.flat())
+    console = Console(highlight=False)
+    console.print(score_table(metrics))
+    console.print(class_table(metrics))
+    console.print(
+        f"{metrics.images} images, {metrics.images_per_second:.1f} images/s on {device} (without reading them)"
+    )
+    if options.pictures:
+        save_comparison(detector, dataset, folder / "comparison.png", resize, options.pictures)
+    console.print(f"results: {folder}", soft_wrap=True, markup=False)
+
+
+def score_table(metrics: Metrics):
+    """AP of boxes and masks as a rich table."""
+    from rich.table import Table
+
+    table = Table("", "AP", "AP50", "AP75", "small", "medium", "large", box=None, padding=(0, 2), pad_edge=False)
+    for name, precision in (("box", metrics.box), ("mask", metrics.mask)):
+        if precision is not None:
+            values = (precision.ap, precision.ap50, precision.ap75, precision.small, precision.medium, precision.large)
+            table.add_row(name, *map(_score, values))
+    return table
+
+
+def class_table(metrics: Metrics):
+    """AP of each class as a rich table."""
+    from rich.table import Table
+
+    table = Table("class", "box AP", "mask AP", box=None, padding=(0, 2), pad_edge=False)
+    for name, box_ap in metrics.box.per_class.items():
+        mask_ap = math.nan if metrics.mask is None else metrics.mask.per_class[name]
+        table.add_row(name, _score(box_ap), _score(mask_ap))
+    return table
+
+
+def _score(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _padded_pairs(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
+    return [(a[i] if i < len(a) else "", b[i] if i < len(b) else "") for i in range(max(len(a), len(b)))]
+
+
+def _rle(segmentation: list | Mapping, record: Mapping) -> Mapping:
+    """An annotation's polygons or run lengths as compressed COCO RLE."""
+    from pycocotools import mask as mask_api
+
+    if isinstance(segmentation, list):
+        return mask_api.merge(mask_api.frPyObjects(segmentation, record["height"], record["width"]))
+    if isinstance(segmentation["counts"], list):
+        return mask_api.frPyObjects(segmentation, record["height"], record["width"])
+    return segmentation
+
+
+if __name__ == "__main__":
+    run(Evaluate, main, examples=EXAMPLES)
