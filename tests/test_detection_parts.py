@@ -1,0 +1,217 @@
+"""Anchors, box coder, matching, sampling, losses: against mmdetection's values and against sums done by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.anchors import grid_anchors
+from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, encode_boxes
+from models.losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
+from models.matching import IGNORED, NEGATIVE, match_boxes, sample_matches
+from models.padding import rows_below, used_capacity
+
+STAGE_STDS = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return {key: torch.from_numpy(value) for key, value in np.load(Path(__file__).parent / "goldens/ops.npz").items()}
+
+
+# ---- anchors
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_anchors_equal_mmdetection(golden, level):
+    stride = 4 * 2**level
+    (base,) = grid_anchors([(1, 1)], [stride], 8.0, (0.5, 1.0, 2.0), torch.device("cpu"))
+    torch.testing.assert_close(base, golden[f"base_anchors_{level}"])
+
+
+def test_anchor_order_is_row_major_with_ratios_fastest():
+    (anchors,) = grid_anchors([(2, 3)], [10], 2.0, (1.0, 4.0), torch.device("cpu"))
+    assert anchors.shape == (12, 4)
+    # cell (y=1, x=2), ratio 4: a box 10 wide and 40 high around (20, 10)
+    torch.testing.assert_close(anchors[(1 * 3 + 2) * 2 + 1], torch.tensor([15.0, -10.0, 25.0, 30.0]))
+
+
+# ---- boxes
+
+
+@pytest.mark.parametrize("stage", range(3))
+def test_decode_equals_mmdetection(golden, stage):
+    sizes = torch.tensor([[100, 110]])
+    boxes = decode_boxes(golden["bc_rois"][None], golden["bc_deltas"][None], STAGE_STDS[stage], sizes)
+    torch.testing.assert_close(boxes[0], golden[f"bc_decode_s{stage}"], atol=1e-3, rtol=1e-5)
+
+
+def test_encode_equals_mmdetection(golden):
+    ours = encode_boxes(golden["bc_rois"], golden["bc_gt"], STAGE_STDS[0])
+    torch.testing.assert_close(ours, golden["bc_encode_s0"], atol=1e-4, rtol=1e-4)
+
+
+def test_encode_and_decode_by_hand():
+    box, image = torch.tensor([[[10.0, 20, 110, 70]]]), torch.tensor([[256, 320]])
+    delta = torch.tensor([[[1.0, -1, 2, 0.5]]])
+    decoded = decode_boxes(box, delta, (0.1, 0.1, 0.2, 0.2), image)
+    torch.testing.assert_close(decoded[0, 0], torch.tensor([0, 12.3707, 144.5912, 67.6293]), atol=1e-3, rtol=0)
+    encoded = encode_boxes(box[0], torch.tensor([[15.0, 18, 130, 80]]), (1.0, 1, 1, 1))
+    torch.testing.assert_close(encoded[0], torch.tensor([0.125, 0.08, 0.139762, 0.215111]), atol=1e-5, rtol=0)
+
+
+def test_decode_inverts_encode():
+    torch.manual_seed(0)
+    boxes = torch.rand(1, 50, 4) * 50 + torch.tensor([0, 0, 60.0, 60.0])
+    others = torch.rand(1, 50, 4) * 50 + torch.tensor([0, 0, 60.0, 60.0])
+    deltas = encode_boxes(boxes, others, STAGE_STDS[2])
+    torch.testing.assert_close(decode_boxes(boxes, deltas, STAGE_STDS[2], torch.tensor([[200, 200]])), others)
+
+
+def test_clip_uses_each_images_own_size():
+    boxes = torch.tensor([[[-5.0, -5, 500, 500]], [[-5.0, -5, 500, 500]]])
+    clipped = clip_boxes(boxes, torch.tensor([[10, 20], [30, 40]]))
+    assert clipped.tolist() == [[[0, 0, 20, 10]], [[0, 0, 40, 30]]]
+
+
+def test_iou_by_hand():
+    boxes = torch.tensor([[[0.0, 0, 2, 2]]])
+    others = torch.tensor([[[1.0, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6], [1, 1, 1, 1]]])
+    torch.testing.assert_close(box_iou(boxes, others)[0, 0], torch.tensor([1 / 7, 1, 0, 0]))
+
+
+def test_padding_rows_get_batch_index_minus_one():
+    rois = boxes_to_rois(torch.ones(2, 2, 4), torch.tensor([[True, False], [True, True]]))
+    assert rois[:, 0].tolist() == [0, -1, 1, 1]
+
+
+# ---- matching
+
+
+@pytest.mark.parametrize(
+    ("key", "positive", "negative", "low_quality"),
+    [
+        ("as_rpn", 0.7, 0.3, 0.3),
+        ("as_htc0", 0.5, 0.5, 0.5),
+        ("as_htc2", 0.7, 0.7, 0.7),
+        ("as_cas0", 0.5, 0.5, None),
+        ("as2_htc0", 0.5, 0.5, 0.5),
+        ("as2_cas0", 0.5, 0.5, None),
+    ],
+)
+def test_matches_equal_mmdetection(golden, key, positive, negative, low_quality):
+    data = key.split("_")[0]
+    boxes, gt = golden[f"{data}_priors"][None], golden[f"{data}_gt"][None]
+    valid, gt_valid = torch.ones(boxes.shape[:2], dtype=torch.bool), torch.ones(gt.shape[:2], dtype=torch.bool)
+    match = match_boxes(boxes, valid, gt, gt_valid, positive, negative, low_quality)[0]
+    theirs = golden[key]  # 0: negative, -1: ignored, i + 1: ground truth i
+    expected = torch.where(theirs > 0, theirs - 1, torch.where(theirs == 0, NEGATIVE, IGNORED))
+    assert torch.equal(match, expected)
+
+
+def test_padded_ground_truth_and_padded_boxes_change_nothing(golden):
+    boxes, gt = golden["as_priors"][None], golden["as_gt"][None]
+    valid, gt_valid = torch.ones(1, 304, dtype=torch.bool), torch.ones(1, 5, dtype=torch.bool)
+    match = match_boxes(boxes, valid, gt, gt_valid, 0.5, 0.5, 0.5)
+    padded = match_boxes(
+        torch.cat([boxes, gt], 1),
+        torch.cat([valid, ~gt_valid], 1),
+        torch.cat([gt, boxes[:, :3]], 1),
+        torch.cat([gt_valid, torch.zeros(1, 3, dtype=torch.bool)], 1),
+        0.5,
+        0.5,
+        0.5,
+    )
+    assert torch.equal(padded[:, :304], match)
+    assert (padded[:, 304:] == IGNORED).all()
+
+
+def test_no_ground_truth_makes_everything_negative():
+    boxes = torch.rand(1, 7, 4)
+    match = match_boxes(boxes, torch.ones(1, 7, dtype=torch.bool), torch.zeros(1, 1, 4), torch.zeros(1, 1).bool(), 0.5, 0.5, 0.5)
+    assert (match == NEGATIVE).all()
+
+
+# ---- sampling
+
+
+def test_samples_hold_positives_first_up_to_their_share_then_negatives():
+    torch.manual_seed(0)
+    match = torch.full((2, 100), NEGATIVE)
+    match[0, 10:50] = 3
+    match[1, :4] = 0
+    match[1, 50:] = IGNORED
+    samples = sample_matches(match, num_samples=32, positive_fraction=0.25)
+    assert samples.positive.sum(1).tolist() == [8, 4]
+    assert samples.valid.all()
+    for row in range(2):
+        chosen = match[row, samples.index[row]]
+        assert (chosen[samples.positive[row]] >= 0).all()
+        assert (chosen[~samples.positive[row]] == NEGATIVE).all()
+        assert samples.positive[row].int().diff().max() <= 0
+        assert samples.index[row].unique().numel() == 32
+
+
+def test_too_few_boxes_leave_padding_rows():
+    match = torch.tensor([[0, NEGATIVE, IGNORED, IGNORED]])
+    samples = sample_matches(match, num_samples=10, positive_fraction=0.5)
+    assert samples.valid.sum() == 2
+    assert samples.positive.sum() == 1
+
+
+def test_sampling_is_uniform():
+    torch.manual_seed(0)
+    match = torch.full((4000, 10), NEGATIVE)
+    counts = torch.bincount(sample_matches(match, 5, 0.5).index.flatten(), minlength=10)
+    assert (counts - 2000).abs().max() < 5 * (4000 * 0.25) ** 0.5
+
+
+# ---- losses
+
+
+def test_box_loss_by_hand():
+    deltas = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0]], requires_grad=True)
+    targets = torch.tensor([[0.5, 3.0, 0, 0], [torch.inf, torch.nan, 1, 1]])
+    loss = box_loss(deltas, targets, torch.tensor([True, False]), torch.tensor(2), beta=1.0)
+    assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
+    loss.backward()
+    assert torch.isfinite(deltas.grad).all()
+
+
+def test_class_loss_ignores_padding_rows():
+    logits = torch.zeros(3, 4)
+    loss = class_loss(logits, torch.tensor([0, 3, 1]), torch.tensor([True, True, False]), torch.tensor(2))
+    assert loss.item() == pytest.approx(np.log(4))
+
+
+def test_mask_loss_takes_the_own_class():
+    logits = torch.zeros(2, 3, 2, 2)
+    logits[0, 1], logits[0, 0] = 20.0, -20.0
+    targets = torch.ones(2, 2, 2, dtype=torch.uint8)
+    positive = torch.tensor([True, False])
+    assert mask_loss(logits, targets, torch.tensor([1, 3]), positive).item() < 1e-6
+    assert mask_loss(logits, targets, torch.tensor([0, 3]), positive).item() == pytest.approx(20, rel=1e-6)
+
+
+def test_semantic_loss_means():
+    logits = torch.zeros(1, 5, 2, 2)
+    labels = torch.tensor([[[0, 1], [255, 255]]], dtype=torch.uint8)
+    assert semantic_loss(logits, labels, "valid").item() == pytest.approx(np.log(5))
+    assert semantic_loss(logits, labels, "all").item() == pytest.approx(np.log(5) / 2)
+
+
+def test_image_labels_are_the_classes_present():
+    logits = torch.tensor([[30.0, -30.0, 30.0]])
+    labels, valid = torch.tensor([[2, 0, 2, -1]]), torch.tensor([[True, True, True, False]])
+    assert image_label_loss(logits, labels, valid).item() < 1e-6
+
+
+# ---- padding
+
+
+def test_rows_below_and_used_capacity():
+    count = torch.tensor([0, 3])
+    assert rows_below(count, 4).tolist() == [[False] * 4, [True, True, True, False]]
+    assert used_capacity(count, 4) == 3
+    assert used_capacity(torch.tensor([9]), 4) == 4
