@@ -1,0 +1,33 @@
+"""Data: the generated default data set, the reader of COCO-layout folders, and the way from both to batches.
+
+Names are looked up on first use, because drawing a data set, and asking for help, need no torch.
+"""
+
+import importlib
+
+_HOME = {
+    "Batch": "batch",
+    "BatchLoader": "loader",
+    "CocoDataset": "coco",
+    "DataError": "errors",
+    "PackedMasks": "batch",
+    "SceneSettings": "scene",
+    "ShapesSettings": "shapes",
+    "TransformSettings": "transforms",
+    "default_dataset": "shapes",
+    "evaluation_loader": "loader",
+    "read_image": "images",
+    "training_loader": "loader",
+    "write_dataset": "shapes",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

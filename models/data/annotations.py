@@ -1,0 +1,200 @@
+"""COCO annotation files: read, checked, cleaned, and packed into arrays.
+
+Python objects are not kept: a forked worker that only reads them would still write their reference counts, and so
+copy all of their memory; arrays stay shared.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from .errors import DataError
+from .segmentation import (
+    MalformedSegmentation,
+    PackedSegmentations,
+    checked_run_lengths,
+    pack_segmentations,
+    usable_polygons,
+)
+
+REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The usable objects of an annotation file, sorted by image. I images, A objects, C categories."""
+
+    class_names: tuple[str, ...]  # by label
+    category_ids: np.ndarray  # int64 [C], ascending: category_ids[label] is the file's id
+    image_ids: np.ndarray  # int64 [I]
+    file_names: np.ndarray  # UTF-8 bytes [I]
+    sizes: np.ndarray  # int32 [I, 2] (height, width)
+    annotated: np.ndarray  # bool [I]: has any annotation, even a crowd or one that the cleaning dropped
+    object_offsets: np.ndarray  # int64 [I + 1]: image i has the objects object_offsets[i] .. object_offsets[i + 1]
+    boxes: np.ndarray  # float32 [A, 4] (x1, y1, x2, y2), pixels
+    labels: np.ndarray  # int16 [A]
+    annotation_ids: np.ndarray  # int64 [A]
+    segmentations: PackedSegmentations
+    num_stuff_ids: int | None  # highest id in the file's own list of stuff classes, plus one; None without such a list
+
+    def nbytes(self) -> int:
+        """Memory of all arrays, in bytes."""
+        arrays = [*vars(self).values(), *vars(self.segmentations).values()]
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read the COCO annotation file at `path`.
+
+    An object is usable when it is no crowd, not marked "ignore", has an area above 0, a box of at least 1 x 1 pixel
+    that meets the image, and a mask: run lengths, or at least one polygon of 3 points or more. The others are left
+    out, as mmdetection does. What cannot be right is refused.
+
+    Raises:
+        DataError: not JSON, not COCO, unknown or repeated ids, numbers that are none, malformed masks.
+    """
+    content = _parse(path)
+    _check_keys(content, path)
+    categories = _by_id(content["categories"], "categories", path)
+    category_ids = sorted(categories)
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    images = _by_id(content["images"], "images", path)
+    sizes = {image_id: _image_size(image, path) for image_id, image in images.items()}
+    _by_id(content["annotations"], "annotations", path)
+
+    annotated = set()
+    objects: dict[int, list[tuple]] = {image_id: [] for image_id in images}
+    for annotation in content["annotations"]:
+        image_id, category = annotation["image_id"], annotation["category_id"]
+        where = f"{path}, annotation {annotation['id']}"
+        if image_id not in images:
+            why = f"it names image {image_id!r}, the file lists {len(images)} images without that id"
+            raise DataError("an annotation names an unknown image", where, why, _mend("image_id"))
+        if category not in label_of:
+            why = f"it names category {category!r}, the file lists {_shorten(category_ids)}"
+            raise DataError("an annotation names an unknown category", where, why, _mend("category_id"))
+        annotated.add(image_id)
+        try:
+            usable = _usable(annotation, *sizes[image_id])
+        except MalformedSegmentation as error:
+            raise DataError("an annotation is malformed", where, str(error), _mend("segmentation")) from error
+        if usable is not None:
+            box, segmentation = usable
+            objects[image_id].append((box, label_of[category], annotation["id"], segmentation))
+
+    rows = [row for image_id in images for row in objects[image_id]]
+    return Annotations(
+        class_names=tuple(str(categories[category]["name"]) for category in category_ids),
+        category_ids=np.array(category_ids, np.int64),
+        image_ids=np.array(list(images), np.int64),
+        file_names=np.array([_file_name(image, path).encode() for image in images.values()], dtype=np.bytes_),
+        sizes=np.array([sizes[image_id] for image_id in images], np.int32).reshape(-1, 2),
+        annotated=np.array([image_id in annotated for image_id in images], bool),
+        object_offsets=np.cumsum([0] + [len(objects[image_id]) for image_id in images]),
+        boxes=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
+        labels=np.array([row[1] for row in rows], np.int16),
+        annotation_ids=np.array([row[2] for row in rows], np.int64),
+        segmentations=pack_segmentations([row[3] for row in rows]),
+        num_stuff_ids=max((entry["id"] + 1 for entry in content.get("stuff", ())), default=None),
+    )
+
+
+def _parse(path: Path) -> dict:
+    def refuse(name: str) -> None:
+        raise ValueError(f"it contains {name}, which is no number")
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file, parse_constant=refuse)
+    except OSError as error:
+        mend = "name the annotation file, or the folder that has annotations/"
+        raise DataError("the annotation file cannot be read", path, error.strerror or str(error), mend) from error
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise DataError("the annotation file is not JSON", where, error.msg, f"python -m json.tool '{path}'") from error
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise DataError("the annotation file is not usable JSON", path, str(error), f"file '{path}'") from error
+
+
+def _check_keys(content: object, path: Path) -> None:
+    mend = "export the data set as COCO instances (images, annotations, categories)"
+    if not isinstance(content, dict):
+        why = f"the top of the file must be an object {{...}}, got a {type(content).__name__}"
+        raise DataError("the annotation file is not COCO", path, why, mend)
+    for section, keys in REQUIRED.items():
+        entries = content.get(section)
+        if not isinstance(entries, list):
+            why = f'it has no list "{section}"; its keys are {_shorten(sorted(content))}'
+            raise DataError("the annotation file is not COCO", path, why, mend)
+        for index, entry in enumerate(entries):
+            missing = [key for key in keys if key not in entry] if isinstance(entry, dict) else list(keys)
+            if missing:
+                why = f"entry {index} of {section!r} lacks {', '.join(map(repr, missing))}"
+                raise DataError("the annotation file is not COCO", path, why, mend)
+    if not content["categories"] or not content["images"]:
+        raise DataError("the annotation file is empty", path, "it lists no images or no categories", mend)
+
+
+def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
+    by_id: dict[int, dict] = {}
+    for entry in entries:
+        if type(entry["id"]) is not int:
+            raise DataError("an id is not a whole number", path, f"{section}: got {entry['id']!r}", _mend("id"))
+        if entry["id"] in by_id:
+            raise DataError("an id is used twice", path, f"{section}: id {entry['id']}", _mend("id"))
+        by_id[entry["id"]] = entry
+    return by_id
+
+
+def _image_size(image: dict, path: Path) -> tuple[int, int]:
+    height, width = image["height"], image["width"]
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+        why = f"height and width must be whole numbers above 0, got {height!r} and {width!r}"
+        raise DataError("an image has no usable size", f"{path}, image {image['id']}", why, _mend("height"))
+    return height, width
+
+
+def _file_name(image: dict, path: Path) -> str:
+    name = image["file_name"]
+    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        why = f"file_name must be a path inside the image folder, got {name!r}"
+        raise DataError("an image lies outside its folder", f"{path}, image {image['id']}", why, _mend("file_name"))
+    return name
+
+
+def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float], list[list[float]] | bytes] | None:
+    """(box as corners, checked segmentation) of an annotation; None when it is one to leave out."""
+    box = annotation["bbox"]
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    if not numbers or not all(map(math.isfinite, box)):
+        raise MalformedSegmentation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
+    x, y, w, h = box
+    meets = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+    if annotation.get("iscrowd") or annotation.get("ignore") or w < 1 or h < 1 or not meets:
+        return None
+    if annotation.get("area", w * h) <= 0:
+        return None
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return (x, y, x + w, y + h), checked_run_lengths(segmentation, height, width)
+    if not isinstance(segmentation, list):
+        raise MalformedSegmentation("it has no segmentation; boxes alone cannot train a mask head")
+    polygons = usable_polygons(segmentation)
+    return ((x, y, x + w, y + h), polygons) if polygons else None
+
+
+def _mend(key: str) -> str:
+    return f'correct "{key}" there, or take the entry out'
+
+
+def _shorten(values: list) -> str:
+    shown = ", ".join(map(str, values[:10]))
+    return shown + (f" ... ({len(values)} in all)" if len(values) > 10 else "")

@@ -1,0 +1,106 @@
+"""The batch that detectors take: images padded to one size, ground truth padded to one count."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .transforms import Sample
+
+IGNORED = 255
+"""Value of semantic targets where nothing is labelled, and beyond an image's border."""
+
+
+class _Movable:
+    """Tensors that travel together."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False):
+        """The same on another device."""
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self):
+        """The same in page-locked memory (torch's DataLoader calls this)."""
+        return self._each(lambda value: value.pin_memory())
+
+    def _each(self, change):
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return type(self)(**{n: change(v) if isinstance(v, Tensor | _Movable) else v for n, v in values.items()})
+
+
+@dataclass(frozen=True)
+class PackedMasks(_Movable):
+    """Ground-truth masks, each stored only inside its window: the object's box, 1 pixel larger, within the image."""
+
+    bitmaps: Tensor  # uint8 [total], 0 or 1; one window after the other, rows first
+    offsets: Tensor  # int64 [N, G]: where an object's window starts in `bitmaps`
+    windows: Tensor  # int32 [N, G, 4] (x0, y0, width, height), pixels; width and height 0 on padding rows
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """N images and their ground truth; G is the largest number of objects of an image here, and at least 1."""
+
+    images: Tensor  # float32 [N, 3, H, W], channels last in memory, normalised, padded with 0 right and below
+    image_sizes: Tensor  # int64 [N, 2] (height, width) before padding
+    gt_boxes: Tensor  # float32 [N, G, 4], pixels of `images`; 0 on padding rows
+    gt_labels: Tensor  # int64 [N, G]; -1 on padding rows
+    gt_masks: PackedMasks
+    semantic: Tensor | None  # uint8 [N, H / 8, W / 8]: every 8th pixel of the stuff map; 255 is ignored
+    image_ids: list[int]
+    original_sizes: Tensor | None = None  # int64 [N, 2] (height, width) of the image files
+    scale_factors: Tensor | None = None  # float32 [N, 2] (x, y): `images` pixels for one pixel of the file
+
+
+def collate(
+    samples: Sequence[Sample], mean: Sequence[float], std: Sequence[float], divisor: int, semantic: bool
+) -> Batch:
+    """Normalise, pad to a multiple of `divisor` pixels and the largest sample, and stack.
+
+    Args:
+        samples: at least one.
+        mean, std: [3] of RGB in 0..255.
+        divisor: a multiple of 8.
+        semantic: whether the samples carry semantic targets.
+    """
+    count = len(samples)
+    sizes = np.array([sample.image.shape[:2] for sample in samples])
+    height, width = (-(-sizes.max(0) // divisor) * divisor).tolist()
+    capacity = max(1, *(len(sample.labels) for sample in samples))
+
+    images = np.zeros((count, height, width, 3), np.float32)
+    boxes = np.zeros((count, capacity, 4), np.float32)
+    labels = np.full((count, capacity), -1, np.int64)
+    windows = np.zeros((count, capacity, 4), np.int32)
+    scale, shift = 1 / np.float32(std), -np.float32(mean) / np.float32(std)
+    for index, sample in enumerate(samples):
+        h, w = sizes[index]
+        inside = images[index, :h, :w]
+        np.multiply(sample.image, scale, out=inside)
+        inside += shift
+        objects = len(sample.labels)
+        boxes[index, :objects] = sample.boxes
+        labels[index, :objects] = sample.labels
+        windows[index, :objects] = sample.windows
+    areas = windows[..., 2].astype(np.int64) * windows[..., 3]
+    offsets = np.concatenate([[0], np.cumsum(areas.reshape(-1))[:-1]]).reshape(count, capacity)
+    bitmaps = np.concatenate([bitmap for sample in samples for bitmap in sample.bitmaps] or [np.zeros(0, np.uint8)])
+
+    targets = None
+    if semantic:
+        targets = np.full((count, height // 8, width // 8), IGNORED, np.uint8)
+        for index, sample in enumerate(samples):
+            rows, columns = sample.semantic.shape
+            targets[index, :rows, :columns] = sample.semantic
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        image_sizes=torch.from_numpy(sizes),
+        gt_boxes=torch.from_numpy(boxes),
+        gt_labels=torch.from_numpy(labels),
+        gt_masks=PackedMasks(torch.from_numpy(bitmaps), torch.from_numpy(offsets), torch.from_numpy(windows)),
+        semantic=None if targets is None else torch.from_numpy(targets),
+        image_ids=[sample.image_id for sample in samples],
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+        scale_factors=torch.tensor([sample.scale_factors for sample in samples], dtype=torch.float32),
+    )

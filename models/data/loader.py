@@ -1,0 +1,176 @@
+"""Batches in an order, and with augmentations, that are pure functions of the seed, the epoch and the image.
+
+So a run that is resumed at any batch of any epoch, with any number of worker processes, sees what it would have seen.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .batch import Batch, collate
+from .coco import CocoDataset
+from .errors import DataError
+from .transforms import Sample, TransformSettings
+
+
+def epoch_batches(upright: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """The batches of one epoch: int64 [batches, global_batch_size] of image indices.
+
+    Images of one orientation go together, so that little is padded; the few that are left over share batches. The last
+    batch is filled up with images from the start of the order: batches are always full.
+
+    Args:
+        upright: bool [images], whether the image is higher than wide.
+        global_batch_size: images in a step, over all ranks.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(upright))
+    groups = [order[upright[order]], order[~upright[order]]]
+    full = [group[: len(group) - len(group) % global_batch_size] for group in groups]
+    rest = np.concatenate([group[len(kept) :] for group, kept in zip(groups, full, strict=True)])
+    batches = np.concatenate([*full, rest])
+    missing = -len(batches) % global_batch_size
+    batches = np.concatenate([batches, np.resize(order, missing)]).reshape(-1, global_batch_size)
+    return batches[random.permutation(len(batches))]
+
+
+class BatchLoader:
+    """Iterates over the batches of one epoch; `set_epoch` goes on to another with the same worker processes.
+
+    Made by `training_loader` and `evaluation_loader`. len() is the number of batches that an iteration gives.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        batches_of_epoch,
+        settings: TransformSettings,
+        seed: int | None,
+        epoch: int,
+        start_batch: int,
+        workers: int,
+        pin_memory: bool | None,
+    ) -> None:
+        self._batches_of_epoch = batches_of_epoch
+        self.set_epoch(epoch, start_batch)
+        self._loader = DataLoader(
+            _Samples(dataset, settings, seed),
+            batch_sampler=self._Sampler(self),
+            collate_fn=_Collate(settings, dataset.has_semantic),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+        )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Let the next iteration give the batches of `epoch` from `start_batch` on."""
+        self.epoch, self._batches = epoch, self._batches_of_epoch(epoch)
+        if not 0 <= start_batch <= len(self._batches):
+            raise ValueError(f"loader: start_batch must be in 0..{len(self._batches)}, got {start_batch}")
+        self._batches = self._batches[start_batch:]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+    class _Sampler:
+        """Gives (epoch, image) pairs: workers that live through epochs learn the epoch from them."""
+
+        def __init__(self, owner: "BatchLoader") -> None:
+            self._owner = owner
+
+        def __len__(self) -> int:
+            return len(self._owner._batches)
+
+        def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+            epoch = self._owner.epoch
+            for batch in self._owner._batches:
+                yield [(epoch, int(index)) for index in batch]
+
+
+def training_loader(
+    dataset: CocoDataset,
+    batch_size: int,
+    seed: int,
+    epoch: int = 0,
+    start_batch: int = 0,
+    workers: int = 0,
+    settings: TransformSettings | None = None,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool | None = None,
+) -> BatchLoader:
+    """Shuffled, augmented, full batches of one epoch.
+
+    Args:
+        dataset: the images.
+        batch_size: images in a batch of this rank. All ranks together take batch_size * world images in a step, and
+            which ones they are does not depend on how these are shared among ranks.
+        seed, epoch: order and augmentations are a pure function of these.
+        start_batch: batches of the epoch that are skipped, without reading them.
+        workers: processes that read; 0 reads in this process.
+        settings: transforms; None means those of the COCO recipe.
+        rank, world: this process among those that train together.
+        pin_memory: None means when there is CUDA.
+    """
+    if batch_size < 1 or not 0 <= rank < world:
+        raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
+    upright = dataset.sizes[:, 0] > dataset.sizes[:, 1]
+
+    def batches_of_epoch(epoch: int) -> np.ndarray:
+        return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
+
+    settings = settings or TransformSettings()
+    return BatchLoader(dataset, batches_of_epoch, settings, seed, epoch, start_batch, workers, pin_memory)
+
+
+def evaluation_loader(
+    dataset: CocoDataset,
+    batch_size: int = 1,
+    workers: int = 0,
+    settings: TransformSettings | None = None,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool | None = None,
+) -> BatchLoader:
+    """Every image once, in the file's order, without augmentation; the last batch may be smaller.
+
+    With several ranks, rank r takes every world-th image from the r-th on.
+    """
+    indices = np.arange(rank, len(dataset), world)
+    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    settings = settings or TransformSettings()
+    return BatchLoader(dataset, lambda epoch: batches, settings, None, 0, 0, workers, pin_memory)
+
+
+class _Samples:
+    """What DataLoader calls a dataset. A DataError is handed on as a value: raised in a worker, it would lose its type."""
+
+    def __init__(self, dataset: CocoDataset, settings: TransformSettings, seed: int | None) -> None:
+        self._dataset, self._settings, self._seed = dataset, settings, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
+        epoch, index = key
+        random = None if self._seed is None else np.random.default_rng([self._seed, epoch, index])
+        try:
+            return self._dataset.sample(index, self._settings, random)
+        except DataError as error:
+            return error
+
+
+class _Collate:
+    def __init__(self, settings: TransformSettings, semantic: bool) -> None:
+        self._settings, self._semantic = settings, semantic
+
+    def __call__(self, samples: list[Sample | DataError]) -> Batch | DataError:
+        for sample in samples:
+            if isinstance(sample, DataError):
+                return sample
+        return collate(samples, self._settings.mean, self._settings.std, self._settings.divisor, self._semantic)
