@@ -39,7 +39,7 @@ def overlay(
     pixels = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale
     labels = np.asarray(labels, dtype=np.int64).reshape(-1)
-    line = max(1, round(min(height, width) / 400))
+    line = min(4, round(min(height, width) / 320))
 
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-areas, kind="stable")  # small objects are painted over large ones
@@ -68,22 +68,25 @@ def comparison_grid(rows: Sequence[tuple[np.ndarray, np.ndarray]], pairs_per_row
         rows: (ground truth, detections) pictures, uint8 RGB of any size.
         pairs_per_row: pairs beside each other.
     """
-    side, gap, title = SMALLEST_SIDE, 8, 30
+    side, gap, title = SMALLEST_SIDE, 6, 32
     columns = max(1, min(pairs_per_row, len(rows)))
-    pair_width = 2 * side + 3 * gap
-    lines = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (columns * pair_width, title + lines * (side + gap)), (24, 24, 27))
+    pair_width = 2 * side + 4 * gap
+    cells = [[Image.fromarray(pixels) for pixels in pair] for pair in rows]
+    for cell in (cell for pair in cells for cell in pair):
+        cell.thumbnail((side, side), Image.Resampling.LANCZOS)
+    lines = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for pair in line for cell in pair) for line in lines]
+    sheet = Image.new("RGB", (columns * pair_width, title + sum(heights) + gap * len(lines)), (24, 24, 27))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
-    for column in range(columns):
-        for half, text in enumerate(("ground truth", "detections")):
-            draw.text((column * pair_width + gap + half * (side + gap), 5), text, fill=(228, 228, 231), font=font)
-    for index, pair in enumerate(rows):
-        line, column = divmod(index, columns)
-        for half, pixels in enumerate(pair):
-            cell = Image.fromarray(pixels)
-            cell.thumbnail((side, side), Image.Resampling.LANCZOS)
-            left = column * pair_width + gap + half * (side + gap) + (side - cell.width) // 2
-            sheet.paste(cell, (left, title + line * (side + gap) + (side - cell.height) // 2))
+    top = title
+    for line, height in zip(lines, heights, strict=True):
+        for column, pair in enumerate(line):
+            for half, (cell, text) in enumerate(zip(pair, ("ground truth", "detections"), strict=True)):
+                left = column * pair_width + gap + half * (side + gap) + (side - cell.width) // 2
+                sheet.paste(cell, (left, top + (height - cell.height) // 2))
+                if top == title:
+                    draw.text((left, 5), text, fill=(228, 228, 231), font=font)
+        top += height + gap
     return np.asarray(sheet)
 
 
@@ -107,8 +110,13 @@ def _paint_mask(pixels: np.ndarray, rle: Mapping, scale: int, colour: tuple[int,
     x, y, width, height = mask_api.toBbox(rle).astype(int)
     if width <= 0 or height <= 0:
         return
-    mask = mask_api.decode(rle)[y : y + height, x : x + width].astype(bool)
-    mask = mask.repeat(scale, axis=0).repeat(scale, axis=1)
+    mask = mask_api.decode(rle)[y : y + height, x : x + width]
+    if scale > 1:  # interpolated, so that an enlarged outline is a curve and no staircase
+        grey = np.pad(mask, 1) * np.uint8(255)
+        size = ((width + 2) * scale, (height + 2) * scale)
+        mask = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR)) >= 128
+        mask = mask[scale:-scale, scale:-scale]
+    mask = mask.astype(bool)
     padded = np.pad(mask, line)
     inside = mask.copy()
     for shift in range(1, line + 1):
@@ -130,9 +138,9 @@ def _write_name(
     taken: Sequence[tuple[int, int, int, int]],
 ) -> tuple[int, int, int, int]:
     """Writes a name at its box: where it hides least of the names before it, and always inside the picture."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    margin = max(2, (bottom - top) // 5)
-    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    ascent, descent = font.getmetrics()
+    margin = max(2, ascent // 5)
+    width, height = round(draw.textlength(text, font=font)) + 2 * margin, ascent + descent
     x1, y1, x2, y2 = box.round().astype(int).tolist()
     wishes = [
         (x1, y1 - height),
@@ -152,8 +160,7 @@ def _write_name(
     draw.rectangle(place, fill=colour)
     # ITU-R BT.601 luma decides between black and white letters
     dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 128
-    at = (place[0] + margin - left, place[1] + margin - top)
-    draw.text(at, text, fill=(255, 255, 255) if dark else (0, 0, 0), font=font)
+    draw.text((place[0] + margin, place[1]), text, fill=(255, 255, 255) if dark else (0, 0, 0), font=font, anchor="la")
     return place
 
 
