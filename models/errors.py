@@ -6,7 +6,7 @@ class UserError(Exception):
 
     Args:
         what: one sentence, "weights file not found".
-        where: file, file:line, annotation id or option that it is about.
+        where: file, file and line, annotation id or option that it is about.
         why: the rule that was broken, or what the system said.
         fix: what mends it, best a command to copy. Several lines are fine.
 
@@ -15,14 +15,17 @@ class UserError(Exception):
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: object = None, why: object = None, fix: str | None = None):
-        self.what = what
+    def __init__(self, what: str, where: object = None, why: object = None, fix: str | None = None):
+        self.what, self.fix = what, fix
         self.where = None if where is None else str(where)
         self.why = None if why is None else str(why)
-        self.fix = fix
+        # plain arguments, so that the error can be pickled: it may come from a worker process
+        super().__init__(self.what, self.where, self.why, self.fix)
+
+    def __str__(self) -> str:
         parts = [("where", self.where), ("why", self.why), ("fix", self.fix)]
         lines = [f"  {name + ':':<6} " + text.replace("\n", "\n" + " " * 9) for name, text in parts if text]
-        super().__init__("\n".join([what, *lines]))
+        return "\n".join([self.what, *lines])
 
 
 class UsageError(UserError):
