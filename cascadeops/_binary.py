@@ -1,7 +1,7 @@
 """Loads the compiled kernels: _C (CPU, always) and _C_cuda (beside a CUDA build of torch).
 
-Nothing here raises. What could not be loaded keeps its reason, which the operators' own error and `python -m cascadeops`
-repeat.
+Nothing here raises. What could not be loaded keeps its reason, which the operators' own error and
+`python -m cascadeops` repeat.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-REBUILD = "pip install --force-reinstall --no-deps cascadeops  (or `pip install .` in a checkout)"
+REBUILD = "pip install .  (in a checkout of cascadeops)"
 OLDEST_TORCH = (2, 10)
 
 
@@ -49,7 +49,7 @@ cuda = Binary("_C_cuda")
 
 
 def load(version: str) -> None:
-    """Loads what this torch can use; `version` is that of the Python sources, which a binary found elsewhere must share."""
+    """Loads what this torch can use. A binary that lies elsewhere must belong to this `version` of the sources."""
     found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if found < OLDEST_TORCH:
         cpu.reason = cuda.reason = f"torch {torch.__version__} is older than 2.10: pip install 'torch>=2.10'"
@@ -66,7 +66,7 @@ def load(version: str) -> None:
 
 
 def _candidates(file: str, version: str):
-    """Where a binary can be: beside this file, or in an installed cascadeops of the same version further on in sys.path.
+    """Where a binary can be: beside this file, or in an installed cascadeops of this version further on in sys.path.
 
     The second serves a checkout: `python -m models.train` finds the checkout's cascadeops/ first, which has no binaries
     after a plain `pip install .`.

@@ -1,6 +1,5 @@
 """The console command `cascadeops`: runs the programs that a checkout starts as `python -m models.train` and so on."""
 
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -31,6 +30,8 @@ def main(arguments: Sequence[str]) -> None:
     if name in ("-h", "--help"):
         print(HELP.format(programs="\n".join(f"  {name:<10}{text}" for name, text in PROGRAMS.items())), end="")
     elif name == "--version":
+        import importlib.metadata
+
         print("cascadeops", importlib.metadata.version("cascadeops"))
     elif name in PROGRAMS:
         package = "cascadeops" if name == "doctor" else __package__

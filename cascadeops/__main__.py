@@ -1,0 +1,7 @@
+"""`python -m cascadeops` runs the doctor."""
+
+import sys
+
+from cascadeops.doctor import main
+
+sys.exit(main("python -m cascadeops"))

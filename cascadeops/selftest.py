@@ -1,0 +1,136 @@
+"""One numeric check for each operator: the kernel of this installation against the plain PyTorch definition."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import cascadeops
+
+
+@dataclass(frozen=True)
+class Outcome:
+    operator: str
+    device: str
+    error: float | None
+    """Largest difference, or share of differing values for whole numbers and masks; None if the operator raised."""
+    limit: float
+    message: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error is not None and self.error <= self.limit
+
+
+def run(device: str) -> list[Outcome]:
+    """Checks every operator on "cpu" or "cuda". Never raises: an operator that does gets an outcome that says so."""
+    outcomes = []
+    for name, (check, limit) in CHECKS.items():
+        try:
+            outcomes.append(Outcome(name, device, check(device, torch.Generator().manual_seed(0)), limit))
+        except Exception as error:  # whatever a broken installation throws belongs into the report
+            message = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            outcomes.append(Outcome(name, device, None, limit, message))
+    return outcomes
+
+
+def _reference(name: str) -> Callable:
+    return getattr(importlib.import_module(f"cascadeops.reference.{name}"), name)
+
+
+def _boxes(generator: torch.Generator, *shape: int, largest: float) -> Tensor:
+    """Random boxes [*shape, 4] with corners in [0, largest] and sides of at least 2 pixels."""
+    corners = torch.rand(*shape, 2, 2, generator=generator).sort(dim=-2).values * (largest - 2)
+    corners[..., 1, :] += 2
+    return corners.flatten(-2)
+
+
+def _difference(ours: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference of floating-point values, share of differing values otherwise."""
+    ours = ours.cpu()
+    if ours.shape != expected.shape or ours.dtype != expected.dtype:
+        return float("inf")
+    if expected.dtype.is_floating_point:
+        return torch.where(ours == expected, 0.0, (ours - expected).abs()).max().item()
+    return (ours != expected).double().mean().item()
+
+
+def _multiscale_roi_align(device: str, generator: torch.Generator) -> float:
+    """Values, and the gradient of their weighted sum, over two channels-last levels."""
+    sizes = [(25, 19), (13, 10)]
+    features = [torch.randn(2, 16, *size, generator=generator) for size in sizes]
+    index = torch.tensor([0, 1, 0, 1, -1, 0, 1, 0], dtype=torch.float32)
+    rois = torch.cat([index[:, None], _boxes(generator, 8, largest=90)], dim=1)
+    weight = torch.randn(8, 16, 7, 7, generator=generator)
+
+    def values_and_gradients(function, maps, rois, weight):
+        maps = [m.to(memory_format=torch.channels_last).requires_grad_() for m in maps]
+        pooled = function(maps, rois, 7, [4, 8], finest_size=28.0)
+        return [pooled.detach(), *torch.autograd.grad((pooled * weight).sum(), maps)]
+
+    ours = values_and_gradients(
+        cascadeops.multiscale_roi_align, [m.to(device) for m in features], rois.to(device), weight.to(device)
+    )
+    expected = values_and_gradients(_reference("multiscale_roi_align"), features, rois, weight)
+    return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def _padded_nms(device: str, generator: torch.Generator) -> float:
+    boxes, scores = _boxes(generator, 2, 200, largest=60), torch.rand(2, 200, generator=generator)
+    scores[1, 150:] = -torch.inf
+    groups = torch.randint(3, (2, 200), generator=generator)
+    ours = cascadeops.padded_nms(boxes.to(device), scores.to(device), groups.to(device), 0.5, 80)
+    expected = _reference("padded_nms")(boxes, scores, groups, 0.5, 80)
+    return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def _multiclass_nms(device: str, generator: torch.Generator) -> float:
+    boxes, scores = _boxes(generator, 2, 100, largest=60), torch.rand(2, 100, 5, generator=generator)
+    ours = cascadeops.multiclass_nms(boxes.to(device), scores.to(device), 0.3, 0.5, 60)
+    expected = _reference("multiclass_nms")(boxes, scores, 0.3, 0.5, 60)
+    return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def _mask_targets(device: str, generator: torch.Generator) -> float:
+    """Two ellipses in an image of 64 x 48; their crops have the border of zeros that the operator asks for."""
+    windows = torch.tensor([[5, 8, 22, 30], [20, 20, 25, 17]], dtype=torch.int32)
+    crops = []
+    for _, _, width, height in windows.tolist():
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        crops.append((y * y + x * x < 0.8).to(torch.uint8).flatten())
+    bitmaps, offsets = torch.cat(crops), torch.tensor([0, len(crops[0])])
+    boxes, index = _boxes(generator, 12, largest=48), torch.tensor([0, 1, -1] * 4)
+    inputs = bitmaps, offsets, windows, boxes, index
+    ours = cascadeops.mask_targets(*(tensor.to(device) for tensor in inputs), output_size=28)
+    return _difference(ours, _reference("mask_targets")(*inputs, 28, (64, 48)))
+
+
+def _masks(generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    boxes = _boxes(generator, 10, largest=80) - 8  # some reach beyond the image
+    return torch.rand(10, 28, 28, generator=generator), boxes, (61, 67)
+
+
+def _paste_masks(device: str, generator: torch.Generator) -> float:
+    probs, boxes, size = _masks(generator)
+    ours = cascadeops.paste_masks(probs.to(device), boxes.to(device), size)
+    return _difference(ours, _reference("paste_masks")(probs, boxes, size))
+
+
+def _paste_masks_rle(device: str, generator: torch.Generator) -> float:
+    probs, boxes, size = _masks(generator)
+    ours = cascadeops.paste_masks_rle(probs.to(device), boxes.to(device), size)
+    expected = _reference("paste_masks_rle")(probs, boxes, size)
+    return sum(a != b for a, b in zip(ours, expected, strict=True)) / len(expected)
+
+
+CHECKS = {
+    "mask_targets": (_mask_targets, 1e-3),  # a cell whose coverage rounds to one half may fall on either side
+    "multiclass_nms": (_multiclass_nms, 0.0),
+    "multiscale_roi_align": (_multiscale_roi_align, 1e-4),  # float32 sums in another order
+    "padded_nms": (_padded_nms, 0.0),
+    "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
+    "paste_masks_rle": (_paste_masks_rle, 0.0),
+}
+"""Operator -> (check, largest difference that passes)."""
