@@ -6,17 +6,15 @@ Names are looked up on first use, because drawing a data set, and asking for hel
 import importlib
 
 _HOME = {
+    "Augmentation": "transforms",
     "Batch": "batch",
     "BatchLoader": "loader",
     "CocoDataset": "coco",
-    "DataError": "errors",
     "PackedMasks": "batch",
     "SceneSettings": "scene",
     "ShapesSettings": "shapes",
-    "TransformSettings": "transforms",
     "default_dataset": "shapes",
     "evaluation_loader": "loader",
-    "read_image": "images",
     "training_loader": "loader",
     "write_dataset": "shapes",
 }

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 from .segmentation import (
     MalformedSegmentation,
     PackedSegmentations,
@@ -77,15 +77,17 @@ def read_annotations(path: Path) -> Annotations:
         where = f"{path}, annotation {annotation['id']}"
         if image_id not in images:
             why = f"it names image {image_id!r}, the file lists {len(images)} images without that id"
-            raise DataError("an annotation names an unknown image", where, why, _mend("image_id"))
+            raise DataError("an annotation names an unknown image", where=where, why=why, fix=_fix("image_id"))
         if category not in label_of:
             why = f"it names category {category!r}, the file lists {_shorten(category_ids)}"
-            raise DataError("an annotation names an unknown category", where, why, _mend("category_id"))
+            raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
         annotated.add(image_id)
         try:
             usable = _usable(annotation, *sizes[image_id])
         except MalformedSegmentation as error:
-            raise DataError("an annotation is malformed", where, str(error), _mend("segmentation")) from error
+            raise DataError(
+                "an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation")
+            ) from error
         if usable is not None:
             box, segmentation = usable
             objects[image_id].append((box, label_of[category], annotation["id"], segmentation))
@@ -115,41 +117,49 @@ def _parse(path: Path) -> dict:
         with path.open(encoding="utf-8") as file:
             return json.load(file, parse_constant=refuse)
     except OSError as error:
-        mend = "name the annotation file, or the folder that has annotations/"
-        raise DataError("the annotation file cannot be read", path, error.strerror or str(error), mend) from error
+        fix = "name the annotation file, or the folder that has annotations/"
+        raise DataError(
+            "the annotation file cannot be read", where=path, why=error.strerror or str(error), fix=fix
+        ) from error
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise DataError("the annotation file is not JSON", where, error.msg, f"python -m json.tool '{path}'") from error
+        raise DataError(
+            "the annotation file is not JSON", where=where, why=error.msg, fix=f"python -m json.tool '{path}'"
+        ) from error
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise DataError("the annotation file is not usable JSON", path, str(error), f"file '{path}'") from error
+        raise DataError(
+            "the annotation file is not usable JSON", where=path, why=str(error), fix=f"file '{path}'"
+        ) from error
 
 
 def _check_keys(content: object, path: Path) -> None:
-    mend = "export the data set as COCO instances (images, annotations, categories)"
+    fix = "export the data set as COCO instances (images, annotations, categories)"
     if not isinstance(content, dict):
         why = f"the top of the file must be an object {{...}}, got a {type(content).__name__}"
-        raise DataError("the annotation file is not COCO", path, why, mend)
+        raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
     for section, keys in REQUIRED.items():
         entries = content.get(section)
         if not isinstance(entries, list):
             why = f'it has no list "{section}"; its keys are {_shorten(sorted(content))}'
-            raise DataError("the annotation file is not COCO", path, why, mend)
+            raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
         for index, entry in enumerate(entries):
             missing = [key for key in keys if key not in entry] if isinstance(entry, dict) else list(keys)
             if missing:
                 why = f"entry {index} of {section!r} lacks {', '.join(map(repr, missing))}"
-                raise DataError("the annotation file is not COCO", path, why, mend)
+                raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
     if not content["categories"] or not content["images"]:
-        raise DataError("the annotation file is empty", path, "it lists no images or no categories", mend)
+        raise DataError("the annotation file is empty", where=path, why="it lists no images or no categories", fix=fix)
 
 
 def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
     for entry in entries:
         if type(entry["id"]) is not int:
-            raise DataError("an id is not a whole number", path, f"{section}: got {entry['id']!r}", _mend("id"))
+            raise DataError(
+                "an id is not a whole number", where=path, why=f"{section}: got {entry['id']!r}", fix=_fix("id")
+            )
         if entry["id"] in by_id:
-            raise DataError("an id is used twice", path, f"{section}: id {entry['id']}", _mend("id"))
+            raise DataError("an id is used twice", where=path, why=f"{section}: id {entry['id']}", fix=_fix("id"))
         by_id[entry["id"]] = entry
     return by_id
 
@@ -158,7 +168,9 @@ def _image_size(image: dict, path: Path) -> tuple[int, int]:
     height, width = image["height"], image["width"]
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         why = f"height and width must be whole numbers above 0, got {height!r} and {width!r}"
-        raise DataError("an image has no usable size", f"{path}, image {image['id']}", why, _mend("height"))
+        raise DataError(
+            "an image has no usable size", where=f"{path}, image {image['id']}", why=why, fix=_fix("height")
+        )
     return height, width
 
 
@@ -166,7 +178,9 @@ def _file_name(image: dict, path: Path) -> str:
     name = image["file_name"]
     if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         why = f"file_name must be a path inside the image folder, got {name!r}"
-        raise DataError("an image lies outside its folder", f"{path}, image {image['id']}", why, _mend("file_name"))
+        raise DataError(
+            "an image lies outside its folder", where=f"{path}, image {image['id']}", why=why, fix=_fix("file_name")
+        )
     return name
 
 
@@ -191,7 +205,7 @@ def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float],
     return ((x, y, x + w, y + h), polygons) if polygons else None
 
 
-def _mend(key: str) -> str:
+def _fix(key: str) -> str:
     return f'correct "{key}" there, or take the entry out'
 
 

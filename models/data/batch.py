@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .transforms import Sample
+from .transforms import DIVISOR, MEAN, STD, Sample
 
 IGNORED = 255
 """Value of semantic targets where nothing is labelled, and beyond an image's border."""
@@ -53,27 +53,18 @@ class Batch(_Movable):
     scale_factors: Tensor | None = None  # float32 [N, 2] (x, y): `images` pixels for one pixel of the file
 
 
-def collate(
-    samples: Sequence[Sample], mean: Sequence[float], std: Sequence[float], divisor: int, semantic: bool
-) -> Batch:
-    """Normalise, pad to a multiple of `divisor` pixels and the largest sample, and stack.
-
-    Args:
-        samples: at least one.
-        mean, std: [3] of RGB in 0..255.
-        divisor: a multiple of 8.
-        semantic: whether the samples carry semantic targets.
-    """
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Normalise, pad to the largest sample and a multiple of DIVISOR pixels, stack. At least one sample is needed."""
     count = len(samples)
     sizes = np.array([sample.image.shape[:2] for sample in samples])
-    height, width = (-(-sizes.max(0) // divisor) * divisor).tolist()
+    height, width = (-(-sizes.max(0) // DIVISOR) * DIVISOR).tolist()
     capacity = max(1, *(len(sample.labels) for sample in samples))
 
     images = np.zeros((count, height, width, 3), np.float32)
     boxes = np.zeros((count, capacity, 4), np.float32)
     labels = np.full((count, capacity), -1, np.int64)
     windows = np.zeros((count, capacity, 4), np.int32)
-    scale, shift = 1 / np.float32(std), -np.float32(mean) / np.float32(std)
+    scale, shift = 1 / np.float32(STD), -np.float32(MEAN) / np.float32(STD)
     for index, sample in enumerate(samples):
         h, w = sizes[index]
         inside = images[index, :h, :w]
@@ -88,7 +79,7 @@ def collate(
     bitmaps = np.concatenate([bitmap for sample in samples for bitmap in sample.bitmaps] or [np.zeros(0, np.uint8)])
 
     targets = None
-    if semantic:
+    if samples[0].semantic is not None:
         targets = np.full((count, height // 8, width // 8), IGNORED, np.uint8)
         for index, sample in enumerate(samples):
             rows, columns = sample.semantic.shape

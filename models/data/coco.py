@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
+from ..images import read_image, read_label_map
 from .annotations import Annotations, read_annotations
-from .errors import DataError
-from .images import read_image, read_map
-from .transforms import Sample, TransformSettings, transform
+from .transforms import Augmentation, Sample, transform
 
 COCO_CATEGORIES, COCO_SEMANTIC_CLASSES = 80, 183
 """COCO's own data set: its stuff maps are trained 183 ways, though the highest id in them is 181."""
@@ -29,13 +29,13 @@ class CocoDataset:
     """One split of a COCO-layout folder.
 
     Args:
-        root: the folder. It holds annotations/instances_{split}.json with the images in {split}/, or the same names with
-            2017 after the split.
+        root: the folder. It holds annotations/instances_{split}.json and the images in {split}/, or the same with 2017
+            after the split's name.
         split: "train", "val", or any other name that the folder has.
-        semantic: whether to read stuffthingmaps/{split}/{image's name}.png; "auto" does when that folder exists.
+        semantic: whether to read stuffthingmaps/{split}/{image's name}.png; "auto": if that folder exists.
         training: leave out images without any annotation and those with a side below `min_side`. Evaluation has all.
         min_side: pixels.
-        annotation_file, image_folder, map_folder: used instead of the ones found in `root`; relative to it, or absolute.
+        annotation_file, image_folder, map_folder: instead of the ones looked for in `root`; relative to it or absolute.
 
     Raises:
         DataError: says what is wrong, where, why, and what mends it.
@@ -45,7 +45,7 @@ class CocoDataset:
         self,
         root: str | Path,
         split: str = "train",
-        semantic: bool | Literal["auto"] = "auto",
+        semantic: Literal["auto", "yes", "no"] = "auto",
         training: bool = False,
         min_side: int = 32,
         annotation_file: str | Path | None = None,
@@ -54,8 +54,12 @@ class CocoDataset:
     ) -> None:
         self.root, self.split = Path(root).expanduser(), split
         if not self.root.is_dir():
-            mend = "python -m models.data --out DIR writes the default data set to any folder"
-            raise DataError("no such data set folder", self.root, "it does not exist or is no folder", mend)
+            raise DataError(
+                "no such data set folder",
+                where=self.root,
+                why="it is a file" if self.root.exists() else "it does not exist",
+                fix=f"python -m models.data --out {self.root}   writes the default data set there",
+            )
         found = _find_split(self.root, split, annotation_file, image_folder)
         self.annotation_file, self.image_folder = found
         self.map_folder = _find_maps(self.root, self.image_folder.name, semantic, map_folder)
@@ -64,8 +68,11 @@ class CocoDataset:
         if training:
             keep = self.annotations.annotated & (self.annotations.sizes.min(1) >= min_side)
             if not keep.any():
-                why = f"all {keep.size} images are without annotation, or have a side below {min_side} pixels"
-                raise DataError("there is nothing to train on", self.annotation_file, why, "name another data set")
+                raise DataError(
+                    "there is nothing to train on",
+                    where=self.annotation_file,
+                    why=f"all {keep.size} images are without annotations, or have a side below {min_side} pixels",
+                )
         self._kept = np.flatnonzero(keep)  # row of image i in the annotations' arrays
 
     def __len__(self) -> int:
@@ -115,16 +122,28 @@ class CocoDataset:
         return ImageInfo(int(self.annotations.image_ids[row]), self.annotations.file_names[row].decode(), height, width)
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3] RGB."""
+        """uint8 [H, W, 3] RGB.
+
+        The annotations say which way up: the pixels are taken as they are stored, whatever the EXIF orientation is, but
+        for a file that only when turned has the annotated size.
+        """
         info = self.image_info(index)
-        return read_image(self.image_folder / info.file_name, (info.height, info.width))
+        path, size = self.image_folder / info.file_name, (info.height, info.width)
+        image = read_image(path, upright=False)
+        if image.shape[:2] == size[::-1] != size:
+            image = read_image(path, upright=True)
+        _check_size("the image", path, image, size)
+        return image
 
     def semantic_map(self, index: int) -> np.ndarray | None:
         """Class ids uint8 [H, W], 255 where nothing is labelled; None when the data set has no stuff maps."""
         if self.map_folder is None:
             return None
         info = self.image_info(index)
-        return read_map(self.map_folder / Path(info.file_name).with_suffix(".png"), (info.height, info.width))
+        path = self.map_folder / Path(info.file_name).with_suffix(".png")
+        ids = read_label_map(path)
+        _check_size("the stuff map", path, ids, (info.height, info.width))
+        return ids
 
     def objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [g, 4] in pixels of the file, and labels int64 [g], of image `index`."""
@@ -136,20 +155,25 @@ class CocoDataset:
         height, width = self.annotations.sizes[self._kept[index]].tolist()
         return self.annotations.segmentations.decode(self._object_rows(index).start + which, height, width)
 
-    def sample(self, index: int, settings: TransformSettings, random: np.random.Generator | None = None) -> Sample:
-        """Image `index` with its ground truth, transformed; augmented from `random` when that is given."""
+    def sample(
+        self,
+        index: int,
+        resize: tuple[int, int] | None,
+        augmentation: Augmentation | None = None,
+        random: np.random.Generator | None = None,
+    ) -> Sample:
+        """Image `index` with its ground truth, resized within (short, long), and augmented from `random`."""
         boxes, labels = self.objects(index)
-        semantic = self.semantic_map(index)
-        image_id = self.image_info(index).image_id
         return transform(
             self.image(index),
             boxes,
             labels,
             lambda which: self.mask(index, which),
-            semantic,
-            image_id,
-            settings,
-            random,
+            self.semantic_map(index),
+            image_id=self.image_info(index).image_id,
+            resize=resize,
+            augmentation=augmentation,
+            random=random,
         )
 
     def _object_rows(self, index: int) -> slice:
@@ -167,9 +191,12 @@ def _find_split(
     folder = next((path for path in folders if path.is_dir()), None)
     for found, looked_for, kind in ((file, files, "annotation file"), (folder, folders, "image folder")):
         if found is None:
-            why = "looked for " + " and ".join(str(path) for path in looked_for)
-            mend = f"find '{root}' -maxdepth 2 shows what is there; python -m models.data --out DIR writes an example"
-            raise DataError(f"the data set has no {kind} for the split {split!r}", root, why, mend)
+            raise DataError(
+                f"the data set has no {kind} for the split {split!r}",
+                where=root,
+                why="looked for " + " and ".join(str(path) for path in looked_for),
+                fix=f"find {root} -maxdepth 2   shows what it holds; python -m models.data --out DIR   writes an example",
+            )
     return file, folder
 
 
@@ -177,13 +204,29 @@ def _candidates(root: Path, split: str, pattern: str) -> list[Path]:
     return [root / pattern.format(name) for name in (f"{split}2017", split)]
 
 
-def _find_maps(root: Path, split: str, semantic: bool | str, map_folder: str | Path | None) -> Path | None:
-    if semantic is False:
+def _find_maps(root: Path, split: str, semantic: str, map_folder: str | Path | None) -> Path | None:
+    if semantic not in ("auto", "yes", "no"):
+        raise ValueError(f"CocoDataset: semantic must be auto, yes or no, got {semantic!r}")
+    if semantic == "no":
         return None
     folder = root / (map_folder or Path("stuffthingmaps") / split)
     if folder.is_dir():
         return folder
-    if semantic is True or map_folder:
-        mend = "put the maps there, or train without the semantic branch"
-        raise DataError("the data set has no stuff maps", root, f"looked for {folder}", mend)
+    if semantic == "yes" or map_folder:
+        raise DataError(
+            "the data set has no stuff maps",
+            where=root,
+            why=f"looked for {folder}",
+            fix="put the maps there; or do without the semantic branch: --semantic no",
+        )
     return None
+
+
+def _check_size(what: str, path: Path, pixels: np.ndarray, size: tuple[int, int]) -> None:
+    if pixels.shape[:2] != size:
+        raise DataError(
+            f"{what} has another size than the annotations say",
+            where=path,
+            why=f"(height, width) is {pixels.shape[:2]}, the annotations were made for {size}",
+            fix="restore the file that the annotations were made for",
+        )

@@ -1,4 +1,4 @@
-"""One picture that shows what is in a COCO-layout folder: images in the upper rows' fields, masks and names over them."""
+"""One picture that shows what a COCO-layout folder holds: images, each beside a copy with masks and names drawn on."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def _with_annotations(
         x, y, width, height = (value * scale for value in annotation["bbox"])
         pen.rectangle((x, y, x + width - 1, y + height - 1), outline=_colour(annotation))
         text = names[annotation["category_id"]] + (" (crowd)" if annotation["iscrowd"] else "")
-        left, top, right, bottom = pen.textbbox((0, 0), text)
+        _, _, right, bottom = pen.textbbox((0, 0), text)
         x, y = min(x, drawn.width - right - 2), max(y - bottom - 2, 0)
         pen.rectangle((x, y, x + right + 2, y + bottom + 1), fill=_colour(annotation))
         pen.text((x + 1, y), text, fill=(255, 255, 255))

@@ -3,16 +3,16 @@
 So a run that is resumed at any batch of any epoch, with any number of worker processes, sees what it would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ..errors import DataError
 from .batch import Batch, collate
 from .coco import CocoDataset
-from .errors import DataError
-from .transforms import Sample, TransformSettings
+from .transforms import Augmentation, Sample
 
 
 def epoch_batches(upright: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -44,10 +44,8 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: CocoDataset,
-        batches_of_epoch,
-        settings: TransformSettings,
-        seed: int | None,
+        samples: "_Samples",
+        batches_of_epoch: Callable[[int], Sequence[Sequence[int]]],
         epoch: int,
         start_batch: int,
         workers: int,
@@ -56,9 +54,9 @@ class BatchLoader:
         self._batches_of_epoch = batches_of_epoch
         self.set_epoch(epoch, start_batch)
         self._loader = DataLoader(
-            _Samples(dataset, settings, seed),
-            batch_sampler=self._Sampler(self),
-            collate_fn=_Collate(settings, dataset.has_semantic),
+            samples,
+            batch_sampler=_Keys(self),
+            collate_fn=_collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -80,19 +78,9 @@ class BatchLoader:
                 raise batch
             yield batch
 
-    class _Sampler:
-        """Gives (epoch, image) pairs: workers that live through epochs learn the epoch from them."""
-
-        def __init__(self, owner: "BatchLoader") -> None:
-            self._owner = owner
-
-        def __len__(self) -> int:
-            return len(self._owner._batches)
-
-        def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-            epoch = self._owner.epoch
-            for batch in self._owner._batches:
-                yield [(epoch, int(index)) for index in batch]
+    def keys(self) -> Iterator[list[tuple[int, int]]]:
+        """For each batch its (epoch, image index) pairs: workers that live through epochs learn the epoch from them."""
+        return ([(self.epoch, int(index)) for index in batch] for batch in self._batches)
 
 
 def training_loader(
@@ -101,8 +89,9 @@ def training_loader(
     seed: int,
     epoch: int = 0,
     start_batch: int = 0,
+    resize: tuple[int, int] | None = None,
+    augmentation: Augmentation | None = None,
     workers: int = 0,
-    settings: TransformSettings | None = None,
     rank: int = 0,
     world: int = 1,
     pin_memory: bool | None = None,
@@ -115,62 +104,76 @@ def training_loader(
             which ones they are does not depend on how these are shared among ranks.
         seed, epoch: order and augmentations are a pure function of these.
         start_batch: batches of the epoch that are skipped, without reading them.
+        resize: limits (short, long) of the sides, pixels; None: images as they are.
+        augmentation: None means flips only.
         workers: processes that read; 0 reads in this process.
-        settings: transforms; None means those of the COCO recipe.
         rank, world: this process among those that train together.
         pin_memory: None means when there is CUDA.
     """
     if batch_size < 1 or not 0 <= rank < world:
-        raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
+        raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
     upright = dataset.sizes[:, 0] > dataset.sizes[:, 1]
 
     def batches_of_epoch(epoch: int) -> np.ndarray:
         return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
 
-    settings = settings or TransformSettings()
-    return BatchLoader(dataset, batches_of_epoch, settings, seed, epoch, start_batch, workers, pin_memory)
+    samples = _Samples(dataset, resize, augmentation or Augmentation(), seed)
+    return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory)
 
 
 def evaluation_loader(
     dataset: CocoDataset,
     batch_size: int = 1,
+    resize: tuple[int, int] | None = None,
     workers: int = 0,
-    settings: TransformSettings | None = None,
     rank: int = 0,
     world: int = 1,
     pin_memory: bool | None = None,
 ) -> BatchLoader:
-    """Every image once, in the file's order, without augmentation; the last batch may be smaller.
+    """Every image once, in the file's order, not augmented; the last batch may be smaller.
 
-    With several ranks, rank r takes every world-th image from the r-th on.
+    Arguments as for training_loader. With several ranks, rank r takes every world-th image from the r-th on.
     """
-    indices = np.arange(rank, len(dataset), world)
+    if batch_size < 1 or not 0 <= rank < world:
+        raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
+    indices = range(rank, len(dataset), world)
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    settings = settings or TransformSettings()
-    return BatchLoader(dataset, lambda epoch: batches, settings, None, 0, 0, workers, pin_memory)
+    return BatchLoader(_Samples(dataset, resize), lambda epoch: batches, 0, 0, workers, pin_memory)
+
+
+class _Keys:
+    """The loader's keys as DataLoader wants a batch sampler: with a length, anew for each iteration."""
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._loader.keys()
 
 
 class _Samples:
-    """What DataLoader calls a dataset. A DataError is handed on as a value: raised in a worker, it would lose its type."""
+    """What DataLoader calls a data set. A DataError is handed on as a value: raised in a worker, its type is lost."""
 
-    def __init__(self, dataset: CocoDataset, settings: TransformSettings, seed: int | None) -> None:
-        self._dataset, self._settings, self._seed = dataset, settings, seed
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        resize: tuple[int, int] | None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._dataset, self._resize, self._augmentation, self._seed = dataset, resize, augmentation, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         epoch, index = key
-        random = None if self._seed is None else np.random.default_rng([self._seed, epoch, index])
+        random = np.random.default_rng([self._seed, epoch, index])
         try:
-            return self._dataset.sample(index, self._settings, random)
+            return self._dataset.sample(index, self._resize, self._augmentation, random)
         except DataError as error:
             return error
 
 
-class _Collate:
-    def __init__(self, settings: TransformSettings, semantic: bool) -> None:
-        self._settings, self._semantic = settings, semantic
-
-    def __call__(self, samples: list[Sample | DataError]) -> Batch | DataError:
-        for sample in samples:
-            if isinstance(sample, DataError):
-                return sample
-        return collate(samples, self._settings.mean, self._settings.std, self._settings.divisor, self._semantic)
+def _collate(samples: list[Sample | DataError]) -> Batch | DataError:
+    return next((sample for sample in samples if isinstance(sample, DataError)), None) or collate(samples)

@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..errors import UsageError
+from ..files import explained
 from .contact_sheet import contact_sheet
-from .errors import DataError
 from .materials import MATERIALS
 from .outline import outline_polygons, rasterise
 from .scene import CLASSES, Annotated, SceneSettings, draw_scene
@@ -93,33 +94,29 @@ def write_dataset(folder: Path, settings: ShapesSettings, *, workers: int | None
     A folder that already holds this very data set is left as it is.
 
     Raises:
-        DataError: `folder` holds anything else, or cannot be written.
+        UsageError: `folder` holds anything else.
+        MachineError: it cannot be written: disk full, no permission.
     """
     folder = Path(folder).expanduser().absolute()
     if _holds(folder, settings):
         return
-    try:
+    with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    except OSError as error:
-        mend = "name a folder that you may write to, with --out or in the variable CASCADEOPS_CACHE"
-        raise DataError("the data set cannot be written here", folder, error.strerror or str(error), mend) from error
-    try:
-        _write(partial, settings, workers or len(os.sched_getaffinity(0)), _silent if quiet else _report(folder))
-        partial.chmod(0o755)  # mkdtemp makes it private
-        partial.rename(folder)
-    except OSError as error:
-        if _holds(folder, settings):
-            return  # another process was faster
-        mend = f"df -h '{folder.parent}' shows the space left there; --out and CASCADEOPS_CACHE name another place"
-        raise DataError("the data set could not be written", folder, error.strerror or str(error), mend) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _write(partial, settings, workers or len(os.sched_getaffinity(0)), _silent if quiet else _report(folder))
+            partial.chmod(0o755)  # mkdtemp makes it private
+            partial.rename(folder)
+        except OSError:
+            if not _holds(folder, settings):  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _holds(folder: Path, settings: ShapesSettings) -> bool:
-    """Whether `folder` is this data set. DataError when it is anything else but empty or missing."""
+    """Whether `folder` is this data set. UsageError when it is anything else but empty or missing."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
@@ -129,7 +126,7 @@ def _holds(folder: Path, settings: ShapesSettings) -> bool:
     if found == settings.fingerprint():
         return True
     why = "it holds files of something else" if found is None else "it holds a data set drawn with other settings"
-    raise DataError("the folder is not empty", folder, why, "name another folder with --out; nothing was changed")
+    raise UsageError("the folder is not empty", where=folder, why=why, fix=f"--out {folder}-2; nothing was changed")
 
 
 def _sweep(folder: Path) -> None:

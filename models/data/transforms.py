@@ -10,32 +10,34 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of RGB in 0..255, over ImageNet: images are normalised by these."""
+
+DIVISOR = 32
+"""Batches are padded to a multiple of this many pixels: the stride of the backbone's last layer."""
+
 
 @dataclass(frozen=True)
-class TransformSettings:
-    """How images are brought to the network. Pixels are RGB in 0..255."""
+class Augmentation:
+    """What training varies."""
 
-    short: Sequence[int] | None = (800,)
-    """Limits of the short side, pixels; in training one is drawn for every image, in evaluation the first is taken. A
-    `range` is a good list: multi-scale training uses range(400, 1401). None: images keep their size."""
-    long: int = 1333
-    """Limit of the long side, pixels."""
     flip: float = 0.5
-    """Probability of a horizontal flip in training."""
+    """Probability of a horizontal flip."""
+    short_sides: Sequence[int] = ()
+    """Multi-scale training: the limit of the short side is drawn from these for every image, instead of the one that
+    `resize` names. A list, or a range: range(400, 1401) with resize (any, 1600) is the published "400~1400"."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """After that, the size is multiplied by a factor drawn from this interval."""
     colour: float = 0.0
-    """Strength of brightness, contrast and saturation jitter in training: factors are uniform in 1 - s .. 1 + s."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    divisor: int = 32
-    """Batches are padded to a multiple of this, pixels: the largest stride of the backbone."""
+    """Brightness, contrast and saturation are multiplied by factors drawn from 1 - colour .. 1 + colour."""
 
     def __post_init__(self) -> None:
-        if self.short is not None and (len(self.short) == 0 or min(self.short) < 1 or self.long < 1):
-            raise ValueError(f"transforms: short and long must be above 0, got {self.short} and {self.long}")
         if not 0 <= self.flip <= 1 or not 0 <= self.colour < 1:
-            raise ValueError(f"transforms: flip must be in 0..1 and colour in 0..1, got {self.flip}, {self.colour}")
-        if self.divisor < 8 or self.divisor % 8:
-            raise ValueError(f"transforms: divisor must be a multiple of 8, got {self.divisor}")
+            raise ValueError(f"augmentation: flip and colour must be in 0..1, got {self.flip} and {self.colour}")
+        if len(self.short_sides) and min(self.short_sides) < 1:
+            raise ValueError(f"augmentation: short_sides must be above 0, got {self.short_sides}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"augmentation: scale must be (least, most) above 0, got {self.scale}")
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,13 @@ class Sample:
     scale_factors: tuple[float, float]  # (x, y)
 
 
-def resized_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """(height, width) after scaling to at most `short` x `long` with the aspect kept."""
+def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
+    """(height, width), aspect kept, of the largest size whose sides are at most `short` and `long`, rounded half up."""
     factor = min(long / max(height, width), short / min(height, width))
+    return scaled_size(height, width, factor)
+
+
+def scaled_size(height: int, width: int, factor: float) -> tuple[int, int]:
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
@@ -74,7 +80,7 @@ def nearest_index(source: int, target: int) -> np.ndarray:
 
 
 def box_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The whole pixels that boxes [g, 4] cover, and 1 more on each side, within the image: int32 [g, 4] (x, y, w, h)."""
+    """Windows int32 [g, 4] (x0, y0, width, height): the pixels that boxes [g, 4] touch, and 1 more on each side."""
     limit = np.array([width, height])
     low = np.clip(np.floor(boxes[:, :2]).astype(np.int64) - 1, 0, limit - 1)
     high = np.clip(np.ceil(boxes[:, 2:]).astype(np.int64) + 1, low + 1, limit)
@@ -82,7 +88,7 @@ def box_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def jitter_colours(image: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    """Brightness, contrast and saturation of uint8 [h, w, 3], each changed by a factor in 1 - strength .. 1 + strength."""
+    """uint8 [h, w, 3], its brightness, contrast and saturation times factors drawn from 1 - strength .. 1 + strength."""
     brightness, contrast, saturation = random.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
     pixels = image * brightness
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -97,43 +103,56 @@ def transform(
     labels: np.ndarray,
     masks: Callable[[int], np.ndarray],
     semantic: np.ndarray | None,
+    *,
     image_id: int,
-    settings: TransformSettings,
-    random: np.random.Generator | None,
+    resize: tuple[int, int] | None,
+    augmentation: Augmentation | None = None,
+    random: np.random.Generator | None = None,
 ) -> Sample:
-    """Apply `settings` to an image and its ground truth.
+    """Bring an image and its ground truth to the network's size.
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        boxes: float32 [g, 4]; labels: int64 [g].
-        masks: gives the mask uint8 [H, W] of object i. One is held at a time.
+        boxes: float32 [g, 4].
+        labels: int64 [g].
+        masks: gives the mask uint8 [H, W] of object i; called once for each.
         semantic: uint8 [H, W] or None.
-        random: source of the augmentation; None in evaluation, which has none.
+        resize: limits (short, long) of the sides, pixels; None: as it is.
+        augmentation: None in evaluation.
+        random: what the augmentation draws from.
     """
-    height, width = image.shape[:2]
-    size = (height, width)
-    flip = False
-    if settings.short is not None:
-        short = settings.short[0 if random is None else int(random.integers(len(settings.short)))]
-        size = resized_size(height, width, short, settings.long)
-    if random is not None:
-        flip = bool(random.random() < settings.flip)
+    original = image.shape[:2]
+    size, flip = original if resize is None else resized_size(*original, *resize), False
+    if augmentation is not None:
+        size = _varied_size(original, resize, augmentation, random)
+        flip = random.random() < augmentation.flip
     image = resize_image(image, size)
-    if random is not None and settings.colour > 0:
-        image = jitter_colours(image, random, settings.colour)
+    if augmentation is not None and augmentation.colour > 0:
+        image = jitter_colours(image, random, augmentation.colour)
 
-    rows, columns = nearest_index(height, size[0]), nearest_index(width, size[1])
-    scale_x, scale_y = size[1] / width, size[0] / height
-    boxes = boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
-    boxes = np.clip(boxes, 0, np.array([size[1], size[0], size[1], size[0]], np.float32))
+    height, width = size
+    rows, columns = nearest_index(original[0], height), nearest_index(original[1], width)
+    scale_x, scale_y = width / original[1], height / original[0]
+    boxes = np.clip(boxes * np.float32([scale_x, scale_y] * 2), 0, np.float32([width, height] * 2))
     if flip:
         image, columns = image[:, ::-1], columns[::-1]
-        boxes = np.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
-
-    windows = box_windows(boxes, *size)
-    bitmaps = []
-    for index, (x, y, w, h) in enumerate(windows.tolist()):
-        bitmaps.append(masks(index)[rows[y : y + h, None], columns[None, x : x + w]].reshape(-1))
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    windows = box_windows(boxes, height, width)
+    bitmaps = [
+        masks(index)[rows[y : y + h, None], columns[None, x : x + w]].reshape(-1)
+        for index, (x, y, w, h) in enumerate(windows.tolist())
+    ]
     if semantic is not None:
         semantic = semantic[rows[::8, None], columns[None, ::8]]
-    return Sample(image, boxes, labels, windows, bitmaps, semantic, image_id, (height, width), (scale_x, scale_y))
+    return Sample(image, boxes, labels, windows, bitmaps, semantic, image_id, original, (scale_x, scale_y))
+
+
+def _varied_size(
+    original: tuple[int, int], resize: tuple[int, int] | None, augmentation: Augmentation, random: np.random.Generator
+) -> tuple[int, int]:
+    short, long = resize or (min(original), max(original))
+    if len(augmentation.short_sides):
+        short = augmentation.short_sides[int(random.integers(len(augmentation.short_sides)))]
+        long = float("inf") if resize is None else long
+    factor = min(long / max(original), short / min(original)) * random.uniform(*augmentation.scale)
+    return scaled_size(*original, factor)
