@@ -6,12 +6,14 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace cascadeops {
 
@@ -120,6 +122,58 @@ inline void check_paste_masks_rle(const torch::stable::Tensor& probs, const torc
   check(threshold > 0, "paste_masks_rle: threshold must be positive, got ", threshold);
   check(height * width < int64_t{1} << 32, "paste_masks_rle: image_size must hold fewer than 2**32 pixels, got (",
         height, ", ", width, ")");
+}
+
+inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>& features,
+                                       const torch::stable::Tensor& rois, int64_t height, int64_t width,
+                                       const std::vector<double>& spatial_scales, double finest_size) {
+  constexpr const char* op = "multiscale_roi_align";
+  check(!features.empty() && features.size() <= 8, op, ": features must hold 1 to 8 maps, got ", features.size());
+  check(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must have shape [K, 5], got ", shape_of(rois));
+  check_dtype(op, "rois", rois, torch::headeronly::ScalarType::Float);
+  const torch::stable::Tensor& first = features[0];
+  for (size_t level = 0; level < features.size(); ++level) {
+    const torch::stable::Tensor& map = features[level];
+    const std::string name = "features[" + std::to_string(level) + "]";
+    check(map.dim() == 4 && map.size(2) > 0 && map.size(3) > 0, op, ": ", name,
+          " must have shape [N, C, H, W] with at least one cell, got ", shape_of(map));
+    check(map.size(0) == first.size(0) && map.size(1) == first.size(1), op, ": ", name,
+          " must have the batch size and channels of features[0], ", shape_of(first), ", got ", shape_of(map));
+    check_dtype(op, name.c_str(), map, first.scalar_type());
+    check_same_device(op, name.c_str(), map, "rois", rois);
+  }
+  check(height > 0 && width > 0, op, ": output_size must be positive, got (", height, ", ", width, ")");
+  check(spatial_scales.size() == features.size(), op, ": strides must have one entry per map, ", features.size(),
+        ", got ", spatial_scales.size());
+  for (const double scale : spatial_scales)
+    check(scale > 0 && std::isfinite(scale), op, ": strides must be positive, got ", 1 / scale);
+  check(finest_size > 0, op, ": finest_size must be positive, got ", finest_size);
+}
+
+inline void check_multiscale_roi_align_backward(const torch::stable::Tensor& grad,
+                                                const std::vector<torch::stable::Tensor>& features,
+                                                const torch::stable::Tensor& rois,
+                                                const std::vector<double>& spatial_scales, double finest_size) {
+  constexpr const char* op = "multiscale_roi_align";
+  check(grad.dim() == 4, op, ": grad must have shape [K, C, h, w], got ", shape_of(grad));
+  check_multiscale_roi_align(features, rois, grad.size(2), grad.size(3), spatial_scales, finest_size);
+  check(grad.size(0) == rois.size(0) && grad.size(1) == features[0].size(1), op,
+        ": grad must have shape [K, C, h, w] = [", rois.size(0), ", ", features[0].size(1), ", h, w], got ",
+        shape_of(grad));
+  check_dtype(op, "grad", grad, features[0].scalar_type());
+  check_same_device(op, "grad", grad, "rois", rois);
+}
+
+// The values of rois, [K, 5] contiguous in host memory.
+inline void check_roi_values(const torch::stable::Tensor& rois, int64_t batch_size) {
+  constexpr const char* op = "multiscale_roi_align";
+  const float* roi = rois.const_data_ptr<float>();
+  for (int64_t k = 0; k < rois.size(0); ++k, roi += 5) {
+    check(roi[0] == -1 || (roi[0] == std::floor(roi[0]) && roi[0] >= 0 && roi[0] < static_cast<float>(batch_size)), op,
+          ": rois[", k, ", 0] must be a batch index in [-1, ", batch_size, "), got ", roi[0]);
+    for (int i = 1; i < 5; ++i)
+      check(roi[0] == -1 || std::isfinite(roi[i]), op, ": rois[", k, ", ", i, "] must be finite, got ", roi[i]);
+  }
 }
 
 }  // namespace cascadeops

@@ -1,4 +1,5 @@
-// One definition of the arithmetic for host and device: the functions of csrc/common are inline and marked CASCADEOPS_HD.
+// One definition of the arithmetic for host and device: the functions of csrc/common are inline and marked
+// CASCADEOPS_HD.
 #pragma once
 
 #ifdef __CUDACC__
