@@ -232,14 +232,15 @@ class BuildKernels(build_ext):
             fail("the libraries were not linked, see above.", OTHER_COMPILER)
 
 
-setup(
-    packages=[
-        *find_packages(include=["cascadeops", "cascadeops.*"]),
-        "cascadeops.models",
-        *(f"cascadeops.models.{name}" for name in find_packages("models")),
-    ],
-    package_dir={"cascadeops.models": "models"},
-    ext_modules=[CPU, CUDA],
-    cmdclass={"build_ext": BuildKernels},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+if __name__ == "__main__":
+    setup(
+        packages=[
+            *find_packages(include=["cascadeops", "cascadeops.*"]),
+            "cascadeops.models",
+            *(f"cascadeops.models.{name}" for name in find_packages("models")),
+        ],
+        package_dir={"cascadeops.models": "models"},
+        ext_modules=[CPU, CUDA],
+        cmdclass={"build_ext": BuildKernels},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

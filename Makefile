@@ -1,0 +1,64 @@
+# make train      set everything up in .venv and train SCNet on the embedded data set
+# make test       set everything up in .venv and run the tests
+# make lint       ruff and clang-format, as CI runs them
+# make data       write the embedded data set as a COCO folder
+# make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
+# make clean      remove .venv and everything built
+#
+# PYTHON, VENV and TORCH can be given: make test PYTHON=python3.12 TORCH=torch==2.11.0
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+run := $(VENV)/bin/python
+pip := $(VENV)/bin/pip --disable-pip-version-check
+sources := setup.py pyproject.toml $(shell find csrc -type f)
+cpu_index := https://download.pytorch.org/whl/cpu
+
+.PHONY: train test lint data gpu-check clean
+
+train: $(VENV)/.detect
+	$(run) -m models.train --arch scnet $(ARGS)
+
+test: $(VENV)/.test
+	$(run) -m pytest $(ARGS)
+
+data: $(VENV)/.detect
+	$(run) -m models.data $(ARGS)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+gpu-check: $(VENV)/.test
+	scripts/gpu_check.sh $(run)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info cascadeops/*.so
+
+# The environment with torch alone. Without a GPU, PyTorch's own index offers a build of 200 MB; PyPI's, which comes
+# with CUDA, takes gigabytes and is the way out where that index cannot be reached.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "CascadeOps needs Python 3.10 or newer, and '$(PYTHON)' is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@command -v nvidia-smi >/dev/null || $(pip) install --quiet --no-deps --retries 0 --index-url $(cpu_index) $(TORCH) \
+	  || echo "$(cpu_index) cannot be reached: taking the larger build from PyPI"
+	$(pip) install --quiet $(TORCH) 'setuptools>=77'
+	@touch $@
+
+# The package, linked to this folder, so that only a change of the kernels or of the dependencies installs it again.
+$(VENV)/.detect: $(VENV)/.torch $(sources)
+	$(pip) install --quiet --no-build-isolation --editable '.[detect]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.detect
+	$(pip) install --quiet --no-build-isolation --editable '.[detect,test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.detect
+	$(pip) install --quiet --no-build-isolation --editable '.[lint]'
+	@touch $@

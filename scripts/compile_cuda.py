@@ -1,0 +1,92 @@
+"""Compiles every CUDA source for each architecture, warnings as errors, and prints what the kernels use of a GPU.
+
+    python scripts/compile_cuda.py [--architectures 80 90] [--jobs 2]
+
+It needs nvcc and any torch (for its headers), not a GPU. Exit status 1 if a source does not compile.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import setup as build  # noqa: E402  (the flags of the real build)
+
+STRICT = ["-Werror=all-warnings", "-Xcompiler=-Werror", "-Xptxas=-v"]
+USAGE = {
+    "registers": r"Used (\d+) registers",
+    "spill bytes": r"(\d+) bytes spill stores",
+    "stack bytes": r"(\d+) bytes stack frame",
+    "shared bytes": r"(\d+) bytes smem",
+}
+
+
+def compile_source(source: str, architecture: str, nvcc: str, torch: Path) -> tuple[bool, str]:
+    """(whether it compiled, the compiler's messages)."""
+    includes = ["-Icsrc", f"-isystem{torch / 'include'}"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, *build.NVCC_FLAGS, *STRICT, *build.gencode([architecture]), "-DUSE_CUDA", *build.DEFINES]
+        command += [*includes, "-c", source, "-o", f"{folder}/object.o"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return result.returncode == 0, result.stdout + result.stderr
+
+
+def kernels_of(messages: str) -> list[tuple[str, dict[str, int]]]:
+    """[(kernel's name, its use of each resource)], from the output of ptxas -v."""
+    found = []
+    for block in re.split(r"Compiling entry function ", messages)[1:]:
+        mangled = re.match(r"'(\w+)'", block)[1]
+        numbers = {name: re.search(pattern, block) for name, pattern in USAGE.items()}
+        found.append((mangled, {name: int(match[1]) if match else 0 for name, match in numbers.items()}))
+    names = subprocess.run(["c++filt", *(name for name, _ in found)], capture_output=True, text=True).stdout.split("\n")
+    return [(short_name(name), usage) for name, (_, usage) in zip(names, found, strict=False)]
+
+
+def short_name(demangled: str) -> str:
+    """Name and template arguments of a kernel, without namespaces and parameters."""
+    name = re.sub(r"\((anonymous namespace|unnamed)\)::|\b(\w+)::", "", demangled.removeprefix("void "))
+    depth = itertools.accumulate({"<": 1, ">": -1}.get(letter, 0) for letter in name)
+    end = next(
+        (i for i, (letter, level) in enumerate(zip(name, depth, strict=True)) if letter == "(" and level == 0), None
+    )
+    return name[:end]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--architectures", nargs="+", default=["80", "90"])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    nvcc = build.find_nvcc()
+    if nvcc is None:
+        build.fail("there is no nvcc in $CUDA_HOME/bin, PATH or /usr/local/cuda/bin.")
+    nvcc, _, version = build.find_toolkit(nvcc)
+    torch, torch_version = build.find_torch()
+    tasks = list(itertools.product(build.CUDA.sources[1:], options.architectures))
+    print(
+        f"CUDA {version}, headers of torch {torch_version}, {len(tasks)} compilations, warnings are errors", flush=True
+    )
+    with ThreadPoolExecutor(options.jobs) as pool:
+        results = list(pool.map(lambda task: compile_source(*task, nvcc, torch), tasks))
+    print(f"{'kernel':<72}{'arch':>8}" + "".join(f"{name:>14}" for name in USAGE))
+    for (source, architecture), (compiled, messages) in zip(tasks, results, strict=True):
+        print(f"{source}{'' if compiled else '  DID NOT COMPILE'}")
+        if not compiled:
+            print(messages)
+        for name, usage in kernels_of(messages) if compiled else []:
+            print(f"  {name:<70}{'sm_' + architecture:>8}" + "".join(f"{value:>14}" for value in usage.values()))
+    failed = sum(not compiled for compiled, _ in results)
+    print(f"{len(tasks) - failed} of {len(tasks)} compiled")
+    return 1 if failed or not tasks else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
