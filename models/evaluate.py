@@ -89,10 +89,9 @@ def evaluate_detector(
     import torch
 
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
-    from .data import TransformSettings, evaluation_loader
+    from .data import evaluation_loader
     from .inference import unpack_detections
 
-    settings = TransformSettings(short=None) if resize is None else TransformSettings(short=resize[:1], long=resize[1])
     device = next(detector.parameters()).device
     entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
     image_ids: list[int] = []
@@ -101,7 +100,7 @@ def evaluate_detector(
     was_training = detector.training
     detector.eval()
     try:
-        for batch in evaluation_loader(dataset, batch_size, workers, settings):
+        for batch in evaluation_loader(dataset, batch_size=batch_size, resize=resize, workers=workers):
             start = time.perf_counter()
             with torch.inference_mode():
                 images, sizes = batch.images.to(device), batch.image_sizes.to(device)
@@ -207,7 +206,7 @@ def main(options: Evaluate) -> None:
     device = choose_device(options.device)
     detector, facts = load_detector(options.weights)
     detector.to(device)
-    dataset = CocoDataset(options.data or default_dataset(), options.split, semantic=False)
+    dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
     check_same_classes(options.weights, facts["class_names"], dataset)
     resize = options.resize or facts["extra"].get("resize")
 

@@ -47,6 +47,24 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda pixels: pixels)(pixels))
 
 
+def read_label_map(path: str | os.PathLike) -> np.ndarray:
+    """Values of a single-channel map (a stuff-thing PNG) as uint8 [H, W]; palette indices are not looked up.
+
+    Raises:
+        DataError: as read_image, or the file has more than one channel of 8 bits.
+    """
+    with _open(path) as image:
+        if image.mode not in ("L", "P", "1"):
+            raise DataError(
+                "the label map must have one channel of 8 bits",
+                where=path,
+                why=f"its mode is {image.mode} ({len(image.getbands())} channels)",
+                fix="save it as a greyscale or palette PNG whose pixel values are the labels",
+            )
+        _load(image, Path(path))
+        return np.asarray(image, dtype=np.uint8)
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) of the stored pixels, from the header alone. Raises DataError as read_image does."""
     with _open(path) as image:

@@ -195,7 +195,7 @@ def _find_split(
                 f"the data set has no {kind} for the split {split!r}",
                 where=root,
                 why="looked for " + " and ".join(str(path) for path in looked_for),
-                fix=f"find {root} -maxdepth 2   shows what it holds; python -m models.data --out DIR   writes an example",
+                fix=f"find {root} -maxdepth 2   shows what is there; python -m models.data --out DIR   writes one",
             )
     return file, folder
 

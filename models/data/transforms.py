@@ -88,7 +88,7 @@ def box_windows(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def jitter_colours(image: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    """uint8 [h, w, 3], its brightness, contrast and saturation times factors drawn from 1 - strength .. 1 + strength."""
+    """uint8 [h, w, 3], brightness, contrast and saturation times factors drawn from 1 - strength .. 1 + strength."""
     brightness, contrast, saturation = random.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
     pixels = image * brightness
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
