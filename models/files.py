@@ -102,21 +102,30 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _system_error_code(error: Exception) -> int | None:
-    """errno of an error of the system, also where a library reports it in words ("... (os error 28)" from Rust)."""
-    if isinstance(error, OSError):
-        return error.errno
-    reported = re.search(r"\(os error (\d+)\)", str(error))
-    return int(reported.group(1)) if reported else None
+def _system_error_code(error: BaseException | None) -> int | None:
+    """errno of the system's error behind `error`; None if there is none.
+
+    Libraries wrap it: safetensors writes it into its text ("... (os error 28)"), torch.save raises its own error while
+    the OSError of a Python file object is being handled, and keeps no number for a path: EIO stands for that.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        reported = re.search(r"\(os error (\d+)\)", str(error))
+        if reported:
+            return int(reported.group(1))
+        if "iostream error" in str(error):
+            return errno.EIO
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _write_error(target: Path, code: int | None) -> MachineError:
     why = os.strerror(code) if code else "the system gave no reason"
-    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    fix = f"check that you may write there: ls -ld {target.parent}"
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         folder = next((part for part in (target.parent, *target.parents) if part.is_dir()), Path("/"))
         why += f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free in {folder})"
         fix = "free some space, or write somewhere else"
-    else:
-        fix = f"check that you may write there: ls -ld {target.parent}"
     kept = "; the old file is kept as it was" if target.is_file() else ""
     return MachineError(f"cannot write the file{kept}", where=target, why=why, fix=fix)

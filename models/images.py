@@ -42,8 +42,8 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> np.ndarray:
         DataError: no such file, not one of FORMATS, truncated or corrupt, more than MAX_PIXELS.
     """
     with _open(path) as image:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if upright else 1
         pixels = _decode(image, Path(path))
+        orientation = _orientation(image) if upright else 1
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda pixels: pixels)(pixels))
 
 
@@ -93,8 +93,10 @@ def _open(path: str | os.PathLike) -> Image.Image:
         raise DataError(
             "the image is too large", where=path, why=f"at most {MAX_PIXELS:,} pixels: {error}", fix="cut or shrink it"
         ) from error
+    except PermissionError as error:
+        raise DataError("the image file cannot be opened", where=path, why=error.strerror) from error
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises these for damaged headers
-        raise DataError("the image file cannot be opened", where=path, why=error) from error
+        raise _damaged(Path(path), error) from error
 
 
 def _decode(image: Image.Image, path: Path) -> np.ndarray:
@@ -114,12 +116,26 @@ def _load(image: Image.Image, path: Path) -> None:
     try:
         image.load()
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(
-            "the image file is truncated or corrupt",
-            where=path,
-            why=f"{error} (the file has {path.stat().st_size:,} bytes)",
-            fix="fetch or copy it again, or leave it out",
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation of a decoded image; 1, as stored, where there is none or it is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's complaints about other tags
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (OSError, ValueError, SyntaxError):
+        return 1
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        "the image file is truncated or corrupt",
+        where=path,
+        why=f"{error} (the file has {path.stat().st_size:,} bytes)",
+        fix="fetch or copy it again, or leave it out",
+    )
 
 
 def _nearby(path: Path) -> str:
