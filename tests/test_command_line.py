@@ -1,4 +1,4 @@
-"""The command line: every spelling of an option, what a mistake is answered with, exit codes, and help without torch."""
+"""The command line: spellings of an option, what a mistake is answered with, exit codes, help without torch."""
 
 import os
 import subprocess

@@ -71,7 +71,7 @@ def test_a_full_disk_keeps_the_old_file_and_is_told(tmp_path, monkeypatch, step)
 
 @pytest.mark.parametrize("writer", ["python", "torch", "torch to a file", "safetensors"])
 def test_the_system_refusing_to_write_more_keeps_the_old_file(tmp_path, writer):
-    """The real thing: a process that may write 64 KiB into a file writes 256 KiB, by each library that we write with."""
+    """The real thing: a process that may write 64 KiB writes 256 KiB, by each library that we write with."""
     (tmp_path / "weights").write_text("old")
     code = f"""
         import resource, torch, safetensors.torch
