@@ -70,7 +70,7 @@ def program_name() -> str:
     """How this program was called: "python -m models.predict", or the console command's own name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and Path(sys.argv[0]).suffix == ".py":
-        return f"python -m {spec.name}"
+        return f"python -m {spec.name.removesuffix('.__main__')}"
     return Path(sys.argv[0]).name
 
 
