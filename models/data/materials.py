@@ -26,14 +26,13 @@ def smooth_noise(random: np.random.Generator, height: int, width: int, cell: flo
     y0, x0 = y.astype(int), x.astype(int)
     fy, fx = y - y0, x - x0
     fy, fx = (fy * fy * (3 - 2 * fy))[:, None], (fx * fx * (3 - 2 * fx))[None]
-    top = corners[y0][:, x0] * (1 - fx) + corners[y0][:, x0 + 1] * fx
-    bottom = corners[y0 + 1][:, x0] * (1 - fx) + corners[y0 + 1][:, x0 + 1] * fx
-    return top * (1 - fy) + bottom * fy
+    down = corners[y0] * (1 - fy) + corners[y0 + 1] * fy
+    return down[:, x0] * (1 - fx) + down[:, x0 + 1] * fx
 
 
 def _rotated(height: int, width: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates in a frame turned by `angle` (radians)."""
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return c * x + s * y, c * y - s * x
 
@@ -50,7 +49,7 @@ def water(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def grass(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Fine upright streaks."""
-    noise = random.normal(0, 1, (height + 5, width)).astype(np.float32)
+    noise = random.standard_normal((height + 5, width), np.float32)
     streaks = sum(noise[i : i + height] for i in range(6)) / np.sqrt(6, dtype=np.float32)
     base = _colour(random, (0.16, 0.42), (0.25, 0.65), (0.4, 0.75))
     return base + (random.uniform(14, 22) * streaks)[..., None]
@@ -59,7 +58,7 @@ def grass(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 def sand(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Broad soft dunes with fine grain."""
     dunes = smooth_noise(random, height, width, random.uniform(28, 50))
-    grain = random.normal(0, 1, (height, width)).astype(np.float32)
+    grain = random.standard_normal((height, width), np.float32)
     base = _colour(random, (0.04, 0.2), (0.12, 0.5), (0.55, 0.9))
     return base + (random.uniform(16, 26) * dunes + random.uniform(3, 6) * grain)[..., None]
 

@@ -101,7 +101,7 @@ def draw_scene(random: np.random.Generator, height: int, width: int, settings: S
     for body in bodies:
         _paint_body(random, image, semantic, body)
     image += smooth_noise(random, height, width, 0.6 * max(height, width))[..., None] * 14  # uneven light
-    image += random.normal(0, settings.noise, image.shape).astype(np.float32)
+    image += settings.noise * random.standard_normal(image.shape, np.float32)
 
     things, crowd = [], np.zeros((height, width), bool)
     crowd_label = next((body.label for body in bodies if body.crowd), None)
@@ -123,7 +123,7 @@ def _ground(random: np.random.Generator, height: int, width: int) -> tuple[np.nd
     """Regions of two or three materials with winding borders: region index uint8 [H, W], and each region's material."""
     count = int(random.integers(2, 4))
     names = [str(name) for name in random.choice(MATERIALS, count, replace=False)]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
     bend = 0.12 * max(height, width)
     cost = []
     for _ in names:
@@ -218,8 +218,7 @@ def _stick(random: np.random.Generator, height: int, width: int, unit: float) ->
     y, x = random.uniform(0.1, 0.9, 2) * (height, width)
     angle, half_length = random.uniform(0, np.pi), random.uniform(30, 75) * unit
     half_width = random.uniform(1.2, 2.5) * unit
-    rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    dy, dx = rows + 0.5 - y, columns + 0.5 - x
+    dy, dx = (np.arange(height) + 0.5 - y)[:, None], np.arange(width) + 0.5 - x
     u, v = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
     distance = np.maximum(np.abs(u) - half_length, np.abs(v) - half_width)
     return _Body(None, 0, 0, distance, u, v, int(np.count_nonzero(distance < 0)))
