@@ -176,4 +176,28 @@ inline void check_roi_values(const torch::stable::Tensor& rois, int64_t batch_si
   }
 }
 
+inline void check_mask_targets(const torch::stable::Tensor& bitmaps, const torch::stable::Tensor& offsets,
+                               const torch::stable::Tensor& windows, const torch::stable::Tensor& boxes,
+                               const torch::stable::Tensor& index, int64_t output_size) {
+  constexpr const char* op = "mask_targets";
+  using torch::headeronly::ScalarType;
+  check(bitmaps.dim() == 1, op, ": bitmaps must have shape [total], got ", shape_of(bitmaps));
+  check(offsets.dim() == 1, op, ": offsets must have shape [G], got ", shape_of(offsets));
+  check(windows.dim() == 2 && windows.size(0) == offsets.size(0) && windows.size(1) == 4, op,
+        ": windows must have shape [G, 4] = [", offsets.size(0), ", 4], got ", shape_of(windows));
+  check(boxes.dim() == 2 && boxes.size(1) == 4, op, ": boxes must have shape [K, 4], got ", shape_of(boxes));
+  check(index.dim() == 1 && index.size(0) == boxes.size(0), op, ": index must have shape [K] = [", boxes.size(0),
+        "], got ", shape_of(index));
+  check_dtype(op, "bitmaps", bitmaps, ScalarType::Byte);
+  check_dtype(op, "offsets", offsets, ScalarType::Long);
+  check_dtype(op, "windows", windows, ScalarType::Int);
+  check_dtype(op, "boxes", boxes, ScalarType::Float);
+  check_dtype(op, "index", index, ScalarType::Long);
+  check_same_device(op, "offsets", offsets, "bitmaps", bitmaps);
+  check_same_device(op, "windows", windows, "bitmaps", bitmaps);
+  check_same_device(op, "boxes", boxes, "bitmaps", bitmaps);
+  check_same_device(op, "index", index, "bitmaps", bitmaps);
+  check(output_size > 0, op, ": output_size must be positive, got ", output_size);
+}
+
 }  // namespace cascadeops

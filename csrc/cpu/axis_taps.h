@@ -19,15 +19,17 @@ struct AxisTaps {
 
   int64_t bins() const { return static_cast<int64_t>(begin.size()) - 1; }
 
-  // Samples outside the map are left out, and not visited if there are many. Keeps the vectors' memory from RoI to RoI.
-  void build(const RoiAxis<real>& axis, int64_t bins, int64_t size, real sample_weight) {
+  // The map has `size` cells, the first of them at coordinate `origin` of the axis. Samples outside the map are left
+  // out, and not visited if there are many. Keeps the vectors' memory from RoI to RoI.
+  void build(const RoiAxis<real>& axis, int64_t bins, int64_t origin, int64_t size, real sample_weight) {
     begin.assign(1, 0);
     cell.clear();
     weight.clear();
     const bool ascending = axis.bin > 0;
     for (int64_t bin = 0; bin < bins; ++bin) {
-      for (int64_t i = ascending ? first_sample_from(axis, bin, real(-1)) : 0; i < axis.samples; ++i) {
-        const real position = axis.position(bin, i);
+      for (int64_t i = ascending ? first_sample_from(axis, bin, static_cast<real>(origin - 1)) : 0; i < axis.samples;
+           ++i) {
+        const real position = axis.position(bin, i) - static_cast<real>(origin);
         if (ascending && position > static_cast<real>(size)) break;
         const Taps<real> taps = bilinear_taps(position, size);
         if (!taps.inside) continue;

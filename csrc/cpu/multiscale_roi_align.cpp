@@ -198,8 +198,8 @@ struct Placement {
     const real scale = static_cast<real>(spatial_scales[level(roi)]);
     const auto xs = roi_axis<real>(roi[1], roi[3], scale, width, sampling_ratio, aligned);
     const auto ys = roi_axis<real>(roi[2], roi[4], scale, height, sampling_ratio, aligned);
-    taps.x.build(xs, width, map.size(3), real(1) / static_cast<real>(xs.samples));
-    taps.y.build(ys, height, map.size(2), real(1) / static_cast<real>(ys.samples));
+    taps.x.build(xs, width, 0, map.size(3), real(1) / static_cast<real>(xs.samples));
+    taps.y.build(ys, height, 0, map.size(2), real(1) / static_cast<real>(ys.samples));
   }
 };
 
