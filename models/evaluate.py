@@ -96,7 +96,7 @@ def evaluate_detector(
     entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
     image_ids: list[int] = []
     wanted = len(dataset) if max_images is None else min(max_images, len(dataset))
-    seconds = 0.0
+    times: list[tuple[int, float]] = []  # (images, seconds) of each batch
     was_training = detector.training
     detector.eval()
     try:
@@ -106,7 +106,7 @@ def evaluate_detector(
                 images, sizes = batch.images.to(device), batch.image_sizes.to(device)
                 originals = [tuple(size) for size in batch.original_sizes.tolist()]
                 results = unpack_detections(detector(images, sizes), batch.image_sizes, originals)
-            seconds += time.perf_counter() - start
+            times.append((len(results), time.perf_counter() - start))
             used = min(len(results), wanted - len(image_ids))
             for image_id, result in zip(batch.image_ids[:used], results[:used], strict=True):
                 found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
@@ -114,7 +114,7 @@ def evaluate_detector(
                     entries[kind] += new
             image_ids += batch.image_ids[:used]
             if progress is not None:
-                progress.advance(used, images_per_second=len(image_ids) / seconds)
+                progress.advance(used, speed=f"{_images_per_second(times):.1f} images/s")
             if len(image_ids) == wanted:
                 break
     finally:
@@ -126,8 +126,14 @@ def evaluate_detector(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
         mask=average_precision(truth, entries["segm"], "segm", image_ids) if has_masks(truth) else None,
         images=len(image_ids),
-        images_per_second=len(image_ids) / seconds if seconds else 0.0,
+        images_per_second=_images_per_second(times),
     )
+
+
+def _images_per_second(times: Sequence[tuple[int, float]]) -> float:
+    """Without the first batch where there are others: it also warms caches and chooses algorithms."""
+    images, seconds = map(sum, zip(*(times[1:] or times), strict=True))
+    return images / seconds
 
 
 def save_comparison(
@@ -236,6 +242,12 @@ def score_table(metrics: Metrics):
         if precision is not None:
             values = (precision.ap, precision.ap50, precision.ap75, precision.small, precision.medium, precision.large)
             table.add_row(name, *map(_score, values))
+    return _numbers_right(table)
+
+
+def _numbers_right(table):
+    for column in table.columns[1:]:
+        column.justify = "right"
     return table
 
 
@@ -247,7 +259,7 @@ def class_table(metrics: Metrics):
     for name, box_ap in metrics.box.per_class.items():
         mask_ap = math.nan if metrics.mask is None else metrics.mask.per_class[name]
         table.add_row(name, _score(box_ap), _score(mask_ap))
-    return table
+    return _numbers_right(table)
 
 
 def _score(value: float) -> str:

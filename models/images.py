@@ -109,7 +109,7 @@ def _decode(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode.startswith("I;16"):  # 16-bit grey: the high byte, where convert() would clip at 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy of our own, since Pillow's is read-only
 
 
 def _load(image: Image.Image, path: Path) -> None:

@@ -163,7 +163,7 @@ def _batches(paths: list[Path], size: int) -> Iterator[list[Path]]:
 def _summary(path: Path, image, labels, names: Sequence[str], threshold: float) -> str:
     counts = Counter(names[label] for label in labels)
     found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    return f"{path} ({image.shape[1]} x {image.shape[0]}): {found} (score of {threshold:g} or more)"
+    return f"{path} ({image.shape[1]} x {image.shape[0]}): {found} with a score of {threshold:g} or more"
 
 
 def _table(boxes, scores, labels, names: Sequence[str]):

@@ -1,0 +1,84 @@
+"""A small COCO folder, weights of a small detector, and a way to run a program: for the tests of the programs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_api
+
+ROOT = Path(__file__).parent.parent
+CLASS_NAMES, CATEGORY_IDS = ["disc", "traffic light", "star"], [3, 7, 8]
+SIZES = [(96, 128), (128, 96), (96, 128)]
+"""(height, width) of the images."""
+OBJECTS = [[(0, [8, 16, 40, 32]), (2, [64, 24, 48, 64])], [(1, [16, 40, 64, 80])], []]
+"""For each image (label, [x, y, width, height])."""
+
+
+def rectangle_rle(box: list[int], size: tuple[int, int]) -> dict:
+    x, y, width, height = box
+    mask = np.zeros(size, np.uint8)
+    mask[y : y + height, x : x + width] = 1
+    rle = mask_api.encode(np.asfortranarray(mask))
+    return {"size": list(size), "counts": rle["counts"].decode()}
+
+
+def write_data(folder: Path, class_names: list[str] = CLASS_NAMES) -> Path:
+    """Images with filled rectangles, in COCO's layout."""
+    random = np.random.default_rng(0)
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val").mkdir()
+    images, annotations = [], []
+    for image_id, (size, objects) in enumerate(zip(SIZES, OBJECTS, strict=True), 11):
+        pixels = random.integers(60, 120, (*size, 3), dtype=np.uint8)
+        for label, (x, y, width, height) in objects:
+            pixels[y : y + height, x : x + width] = (40, 200, 90 + 60 * label)
+            box = [x, y, width, height]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": CATEGORY_IDS[label],
+                    "bbox": box,
+                    "area": width * height,
+                    "iscrowd": 0,
+                    "segmentation": rectangle_rle(box, size),
+                }
+            )
+        Image.fromarray(pixels).save(folder / "val" / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": size[0], "width": size[1]})
+    categories = [{"id": key, "name": name} for key, name in zip(CATEGORY_IDS, class_names, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return folder
+
+
+def write_weights(path: Path) -> Path:
+    """Random weights of an SCNet with the narrowest heads."""
+    import torch
+
+    import models
+    from models.config import RPNConfig
+
+    torch.manual_seed(0)
+    detector = models.build_detector(
+        "scnet",
+        backbone="resnet18_narrow",
+        num_classes=len(CLASS_NAMES),
+        semantic=False,
+        channels=16,
+        box_channels=32,
+        mask_blocks=1,
+        global_blocks=1,
+        rpn=RPNConfig(anchor_scale=4.0, top_k=40, max_proposals=20),
+        max_detections=10,
+    )
+    models.save_weights(path, detector, CLASS_NAMES, CATEGORY_IDS, {"resize": None})
+    return path
+
+
+def run_program(program: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"models.{program}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
