@@ -5,6 +5,7 @@
 // common/maskApi.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

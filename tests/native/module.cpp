@@ -1,0 +1,8 @@
+#include "common.h"
+
+PYBIND11_MODULE(common, module) {
+  bind_bilinear(module);
+  bind_boxes(module);
+  bind_paste(module);
+  bind_rle(module);
+}
