@@ -58,12 +58,12 @@ CASCADEOPS_HD bool has_area(const Box& box) { return box.x1 < box.x2 && box.y1 <
 
 // The two cells around a position (the first may be -1, the second may be past the end: both count as 0), and their
 // weights.
-struct Taps {
+struct PasteTaps {
   int32_t cell;  // and cell + 1
   float near, far;
 };
 
-CASCADEOPS_HD Taps taps_at(float position) {
+CASCADEOPS_HD PasteTaps paste_taps(float position) {
   const float cell = floorf(position);
   const float far = position - cell;
   return {static_cast<int32_t>(cell), 1.0f - far, far};

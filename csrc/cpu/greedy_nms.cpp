@@ -6,24 +6,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
 #include <numeric>
 
+#include "common/score_key.h"
 #include "cpu/simd.h"
 
 namespace cascadeops {
 namespace {
 
 constexpr int64_t kLanes = 16;  // one AVX-512 vector
-
-// Orders like the float, reversed: the smallest key is the best score. Both zeros have one key.
-uint32_t descending_key(float score) {
-  score += 0.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof bits);
-  return bits & 0x80000000u ? bits : ~(bits | 0x80000000u);
-}
 
 // Positions by descending score, equal scores by position: a radix sort with three digits of 11 bits.
 std::vector<int32_t> sort_by_score(const std::vector<float>& scores) {

@@ -80,7 +80,7 @@ PastedLines::PastedLines(const float* probs, int64_t h, int64_t w, const Box& bo
   const int64_t count = pixels_.end - pixels_.begin;
   cell_.resize(count), near_.resize(count), far_.resize(count);
   for (int64_t i = 0; i < count; ++i) {
-    const Taps taps = taps_at(along_axis.position(pixels_.begin + static_cast<int32_t>(i)));
+    const PasteTaps taps = paste_taps(along_axis.position(pixels_.begin + static_cast<int32_t>(i)));
     cell_[i] = taps.cell + 1;
     near_[i] = taps.near;
     far_[i] = taps.far;
@@ -100,7 +100,7 @@ void PastedLines::stretch(int32_t mask_line, Stretched& out) const {
 }
 
 void PastedLines::evaluate(int32_t line, float threshold, uint8_t* out) {
-  const Taps taps = taps_at(across_axis_.position(line));
+  const PasteTaps taps = paste_taps(across_axis_.position(line));
   auto& [first, second] = stretched_;
   if (first.line != taps.cell) {
     std::swap(first, second);
