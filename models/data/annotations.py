@@ -5,7 +5,6 @@ copy all of their memory; arrays stay shared.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,8 @@ import numpy as np
 
 from ..errors import DataError
 from .segmentation import (
-    MalformedSegmentation,
+    LARGEST_COORDINATE,
+    MalformedAnnotation,
     PackedSegmentations,
     checked_run_lengths,
     pack_segmentations,
@@ -75,16 +75,16 @@ def read_annotations(path: Path) -> Annotations:
     for annotation in content["annotations"]:
         image_id, category = annotation["image_id"], annotation["category_id"]
         where = f"{path}, annotation {annotation['id']}"
-        if image_id not in images:
+        if type(image_id) is not int or image_id not in images:
             why = f"it names image {image_id!r}, the file lists {len(images)} images without that id"
             raise DataError("an annotation names an unknown image", where=where, why=why, fix=_fix("image_id"))
-        if category not in label_of:
+        if type(category) is not int or category not in label_of:
             why = f"it names category {category!r}, the file lists {_shorten(category_ids)}"
             raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
         annotated.add(image_id)
         try:
             usable = _usable(annotation, *sizes[image_id])
-        except MalformedSegmentation as error:
+        except MalformedAnnotation as error:
             raise DataError(
                 "an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation")
             ) from error
@@ -105,8 +105,15 @@ def read_annotations(path: Path) -> Annotations:
         labels=np.array([row[1] for row in rows], np.int16),
         annotation_ids=np.array([row[2] for row in rows], np.int64),
         segmentations=pack_segmentations([row[3] for row in rows]),
-        num_stuff_ids=max((entry["id"] + 1 for entry in content.get("stuff", ())), default=None),
+        num_stuff_ids=_num_stuff_ids(content.get("stuff")),
     )
+
+
+def _num_stuff_ids(stuff: object) -> int | None:
+    """From the list of stuff classes that a file of the generated data set has; COCO's own files have none."""
+    entries = stuff if isinstance(stuff, list) else []
+    ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    return max((identity + 1 for identity in ids if type(identity) is int), default=None)
 
 
 def _parse(path: Path) -> dict:
@@ -154,7 +161,7 @@ def _check_keys(content: object, path: Path) -> None:
 def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
     for entry in entries:
-        if type(entry["id"]) is not int:
+        if type(entry["id"]) is not int or abs(entry["id"]) >= 2**63:
             raise DataError(
                 "an id is not a whole number", where=path, why=f"{section}: got {entry['id']!r}", fix=_fix("id")
             )
@@ -166,8 +173,8 @@ def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
 
 def _image_size(image: dict, path: Path) -> tuple[int, int]:
     height, width = image["height"], image["width"]
-    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
-        why = f"height and width must be whole numbers above 0, got {height!r} and {width!r}"
+    if not all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in (height, width)):
+        why = f"height and width must be whole numbers from 1 to 100000, got {height!r} and {width!r}"
         raise DataError(
             "an image has no usable size", where=f"{path}, image {image['id']}", why=why, fix=_fix("height")
         )
@@ -186,23 +193,28 @@ def _file_name(image: dict, path: Path) -> str:
 
 def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float], list[list[float]] | bytes] | None:
     """(box as corners, checked segmentation) of an annotation; None when it is one to leave out."""
-    box = annotation["bbox"]
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    if not numbers or not all(map(math.isfinite, box)):
-        raise MalformedSegmentation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
+    box, area = annotation["bbox"], annotation.get("area")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+        raise MalformedAnnotation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
+    if area is not None and type(area) not in (int, float):
+        raise MalformedAnnotation(f"area must be a number, got {area!r}")
     x, y, w, h = box
     meets = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
     if annotation.get("iscrowd") or annotation.get("ignore") or w < 1 or h < 1 or not meets:
         return None
-    if annotation.get("area", w * h) <= 0:
+    if area is not None and area <= 0:
         return None
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
         return (x, y, x + w, y + h), checked_run_lengths(segmentation, height, width)
     if not isinstance(segmentation, list):
-        raise MalformedSegmentation("it has no segmentation; boxes alone cannot train a mask head")
+        raise MalformedAnnotation("it has no segmentation; boxes alone cannot train a mask head")
     polygons = usable_polygons(segmentation)
     return ((x, y, x + w, y + h), polygons) if polygons else None
+
+
+def _is_coordinate(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST_COORDINATE
 
 
 def _fix(key: str) -> str:

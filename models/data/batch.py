@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .coco import IGNORED
 from .transforms import DIVISOR, MEAN, STD, Sample
-
-IGNORED = 255
-"""Value of semantic targets where nothing is labelled, and beyond an image's border."""
 
 
 class _Movable:

@@ -14,6 +14,9 @@ from .transforms import Augmentation, Sample, transform
 COCO_CATEGORIES, COCO_SEMANTIC_CLASSES = 80, 183
 """COCO's own data set: its stuff maps are trained 183 ways, though the highest id in them is 181."""
 
+IGNORED = 255
+"""Value of stuff maps where nothing is labelled."""
+
 MAPS_SCANNED = 1000
 """So many stuff maps, evenly spread, are looked at to learn how many classes there are."""
 
@@ -105,11 +108,10 @@ class CocoDataset:
             return COCO_SEMANTIC_CLASSES
         if self.annotations.num_stuff_ids is not None:
             return self.annotations.num_stuff_ids
-        highest = -1
+        found = np.zeros(256, bool)
         for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), MAPS_SCANNED)).astype(int)):
-            ids = np.unique(self.semantic_map(int(index)))
-            highest = max(highest, int(ids[ids != 255].max(initial=-1)))
-        return highest + 1
+            found[self.semantic_map(int(index))] = True
+        return int(np.flatnonzero(found[:IGNORED]).max(initial=-1)) + 1
 
     @property
     def sizes(self) -> np.ndarray:
@@ -164,7 +166,7 @@ class CocoDataset:
     ) -> Sample:
         """Image `index` with its ground truth, resized within (short, long), and augmented from `random`."""
         boxes, labels = self.objects(index)
-        return transform(
+        sample = transform(
             self.image(index),
             boxes,
             labels,
@@ -175,6 +177,20 @@ class CocoDataset:
             augmentation=augmentation,
             random=random,
         )
+        if sample.semantic is not None:
+            self._check_ids(index, sample.semantic)
+        return sample
+
+    def _check_ids(self, index: int, ids: np.ndarray) -> None:
+        """An id beyond the semantic branch's classes would end a CUDA program without a word on where it came from."""
+        labelled = ids[ids != IGNORED]
+        if labelled.size and labelled.max() >= self.num_semantic_classes:
+            raise DataError(
+                "a stuff map has an id that is no class",
+                where=f"{self.map_folder}, map of {self.image_info(index).file_name}",
+                why=f"the ids found in the other maps are below {self.num_semantic_classes}, got {labelled.max()}",
+                fix=f"set such pixels to {IGNORED} (unlabelled), or correct the id",
+            )
 
     def _object_rows(self, index: int) -> slice:
         row = self._kept[index]

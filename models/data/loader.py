@@ -51,6 +51,8 @@ class BatchLoader:
         workers: int,
         pin_memory: bool | None,
     ) -> None:
+        if samples.dataset.has_semantic:
+            _ = samples.dataset.num_semantic_classes  # looks at the maps once, here, and not in every worker
         self._batches_of_epoch = batches_of_epoch
         self.set_epoch(epoch, start_batch)
         self._loader = DataLoader(
@@ -164,13 +166,13 @@ class _Samples:
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self._dataset, self._resize, self._augmentation, self._seed = dataset, resize, augmentation, seed
+        self.dataset, self._resize, self._augmentation, self._seed = dataset, resize, augmentation, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         epoch, index = key
         random = np.random.default_rng([self._seed, epoch, index])
         try:
-            return self._dataset.sample(index, self._resize, self._augmentation, random)
+            return self.dataset.sample(index, self._resize, self._augmentation, random)
         except DataError as error:
             return error
 

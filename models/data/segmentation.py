@@ -14,7 +14,7 @@ LARGEST_COORDINATE = 1e5
 """Polygons with a coordinate beyond this are refused: pycocotools would allocate memory in proportion to it."""
 
 
-class MalformedSegmentation(ValueError):
+class MalformedAnnotation(ValueError):
     """The text says what is wrong; the caller knows the file and the annotation and raises DataError."""
 
 
@@ -25,11 +25,11 @@ def run_lengths(counts: bytes) -> np.ndarray:
     if not code.size:
         return code
     if code.min() < 0 or code.max() > 63 or code[-1] & 32:
-        raise MalformedSegmentation("the run lengths are not COCO's compressed text")
+        raise MalformedAnnotation("the run lengths are not COCO's compressed text")
     first = np.concatenate([[0], np.flatnonzero((code[:-1] & 32) == 0) + 1])
     position = np.arange(code.size) - np.repeat(first, np.diff([*first, code.size]))
     if position.max() > 6:
-        raise MalformedSegmentation("a run length is too long a number")
+        raise MalformedAnnotation("a run length is too long a number")
     values = np.add.reduceat((code & 31) << (5 * position), first)
     last = np.concatenate([first[1:], [code.size]]) - 1
     values -= np.where(code[last] & 16, np.int64(1) << (5 * (position[last] + 1)), 0)
@@ -42,19 +42,19 @@ def checked_run_lengths(segmentation: dict, height: int, width: int) -> bytes:
     """COCO's compressed text of `segmentation` ({"size", "counts"}), which must describe a mask [height, width]."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if list(size or ()) != [height, width]:
-        raise MalformedSegmentation(
+        raise MalformedAnnotation(
             f"the run lengths are for size {size}, the image is {[height, width]} (height, width)"
         )
     if isinstance(counts, list):
         if not all(type(run) is int and run >= 0 for run in counts):
-            raise MalformedSegmentation("run lengths must be whole numbers, 0 or more")
+            raise MalformedAnnotation("run lengths must be whole numbers, 0 or more")
         runs = np.array(counts, np.int64)
     elif isinstance(counts, str) and counts.isascii():
         runs = run_lengths(counts.encode())
     else:
-        raise MalformedSegmentation(f"counts must be a list or a text, got {type(counts).__name__}")
+        raise MalformedAnnotation(f"counts must be a list or a text, got {type(counts).__name__}")
     if (runs.size and runs.min() < 0) or runs.sum() != height * width:
-        raise MalformedSegmentation(f"the run lengths cover {runs.sum()} pixels, the image has {height * width}")
+        raise MalformedAnnotation(f"the run lengths cover {runs.sum()} pixels, the image has {height * width}")
     if isinstance(counts, str):
         return counts.encode()
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
@@ -65,10 +65,10 @@ def usable_polygons(segmentation: list) -> list[list[float]]:
     kept = []
     for polygon in segmentation:
         if not isinstance(polygon, list) or not all(type(value) in (int, float) for value in polygon):
-            raise MalformedSegmentation("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
+            raise MalformedAnnotation("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
         if len(polygon) >= 6 and len(polygon) % 2 == 0:
             if max(map(abs, polygon)) > LARGEST_COORDINATE:
-                raise MalformedSegmentation(f"a polygon has a coordinate beyond {LARGEST_COORDINATE:.0f} pixels")
+                raise MalformedAnnotation(f"a polygon has a coordinate beyond {LARGEST_COORDINATE:.0f} pixels")
             kept.append(polygon)
     return kept
 

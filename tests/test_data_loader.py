@@ -1,0 +1,138 @@
+"""Order and augmentation as pure functions of the seed, the epoch and the image; resume; ranks; workers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.data import Augmentation, CocoDataset, evaluation_loader, training_loader
+from models.data.loader import epoch_batches
+from models.data.shapes import ShapesSettings, write_dataset
+from models.errors import DataError
+
+VARIED = Augmentation(short_sides=range(128, 161), colour=0.2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("loader") / "shapes"
+    write_dataset(path, ShapesSettings(train=22, val=7), workers=2, quiet=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(folder) -> CocoDataset:
+    return CocoDataset(folder, "train", training=True)
+
+
+def _equal(one, other) -> bool:
+    tensors = ("images", "image_sizes", "gt_boxes", "gt_labels", "semantic", "original_sizes", "scale_factors")
+    masks = ("bitmaps", "offsets", "windows")
+    return (
+        one.image_ids == other.image_ids
+        and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+        and all(torch.equal(getattr(one.gt_masks, name), getattr(other.gt_masks, name)) for name in masks)
+    )
+
+
+@pytest.mark.parametrize(("images", "size"), [(22, 4), (7, 3), (5, 8), (1, 4), (64, 8)])
+def test_an_epoch_has_every_image_and_only_full_batches(images, size):
+    upright = np.random.default_rng(0).random(images) < 0.4
+    batches = epoch_batches(upright, size, seed=3, epoch=1)
+    assert batches.shape == (-(-images // size), size)
+    counts = np.bincount(batches.reshape(-1), minlength=images)
+    assert counts.min() >= 1 and counts.sum() - images < size  # the last batch is filled up by repeating
+
+
+def test_batches_have_one_orientation_but_for_the_rest():
+    upright = np.arange(200) % 3 == 0
+    mixed = [batch for batch in upright[epoch_batches(upright, 8, 0, 0)] if batch.any() and not batch.all()]
+    assert len(mixed) <= 2
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    upright = np.arange(100) % 2 == 0
+    same = epoch_batches(upright, 8, seed=5, epoch=2)
+    assert np.array_equal(same, epoch_batches(upright, 8, seed=5, epoch=2))
+    assert not np.array_equal(same, epoch_batches(upright, 8, seed=5, epoch=3))
+    assert not np.array_equal(same, epoch_batches(upright, 8, seed=6, epoch=2))
+
+
+def test_a_resumed_epoch_gives_the_batches_that_were_left(dataset):
+    whole = list(training_loader(dataset, 4, seed=1, epoch=3, augmentation=VARIED))
+    for start in (0, 1, 4, 6):
+        loader = training_loader(dataset, 4, seed=1, epoch=3, start_batch=start, augmentation=VARIED)
+        rest = list(loader)
+        assert len(rest) == len(loader) == len(whole) - start
+        assert all(_equal(one, other) for one, other in zip(rest, whole[start:], strict=True))
+    with pytest.raises(ValueError, match=r"start_batch must be in 0\.\.6, got 7"):
+        training_loader(dataset, 4, seed=1, epoch=3, start_batch=7)
+
+
+def test_epochs_differ_and_an_iteration_can_be_repeated(dataset):
+    loader = training_loader(dataset, 4, seed=1, epoch=0, augmentation=VARIED)
+    first, again = list(loader), list(loader)
+    assert all(_equal(one, other) for one, other in zip(first, again, strict=True))
+    loader.set_epoch(1)
+    assert not any(_equal(one, other) for one, other in zip(first, loader, strict=True))
+
+
+def test_workers_change_nothing_and_live_through_epochs(dataset):
+    here = training_loader(dataset, 4, seed=1, epoch=0, augmentation=VARIED)
+    there = training_loader(dataset, 4, seed=1, epoch=0, augmentation=VARIED, workers=2)
+    processes = []
+    for epoch, start in ((0, 0), (1, 0), (2, 4)):
+        here.set_epoch(epoch, start)
+        there.set_epoch(epoch, start)
+        assert len(there) == 6 - start
+        assert all(_equal(one, other) for one, other in zip(here, there, strict=True))
+        processes.append([worker.pid for worker in there._loader._iterator._workers])
+    assert processes[0] == processes[1] == processes[2]
+
+
+def test_ranks_share_the_batches_of_one_process(dataset):
+    one = [batch.image_ids for batch in training_loader(dataset, 4, seed=1)]
+    ranks = [[batch.image_ids for batch in training_loader(dataset, 2, seed=1, rank=r, world=2)] for r in (0, 1)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == one
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"rank": -1}], ids=str)
+def test_arguments_out_of_range_are_refused(dataset, wrong):
+    arguments = {"batch_size": 2, "rank": 0, "world": 1} | wrong
+    with pytest.raises(ValueError, match=r"loader: batch_size >= 1 and 0 <= rank < world"):
+        training_loader(dataset, seed=0, **arguments)
+    with pytest.raises(ValueError, match=r"loader: batch_size >= 1 and 0 <= rank < world"):
+        evaluation_loader(dataset, **arguments)
+
+
+def test_evaluation_sees_every_image_once_in_order_unflipped(folder):
+    dataset = CocoDataset(folder, "val")
+    loader = evaluation_loader(dataset, 3, resize=(80, 96))
+    batches = list(loader)
+    assert [len(batch.image_ids) for batch in batches] == [3, 3, 1] and len(loader) == 3
+    assert [i for batch in batches for i in batch.image_ids] == [dataset.image_info(i).image_id for i in range(7)]
+    sizes = torch.cat([batch.original_sizes for batch in batches])
+    assert np.array_equal(sizes.numpy(), dataset.sizes)
+    for batch in batches:
+        assert batch.image_sizes.tolist() == [[80, 96] if h < w else [96, 80] for h, w in batch.original_sizes.tolist()]
+        assert (batch.scale_factors == 0.5).all()
+    boxes, _ = dataset.objects(0)
+    assert torch.equal(batches[0].gt_boxes[0, : len(boxes)], torch.from_numpy(boxes) / 2)
+    split = [b.image_ids for rank in (0, 1) for b in evaluation_loader(dataset, 2, rank=rank, world=2)]
+    assert sorted(i for ids in split for i in ids) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_a_data_error_also_from_a_worker(tmp_path, workers):
+    write_dataset(tmp_path / "set", ShapesSettings(train=3, val=1), workers=1, quiet=True)
+    dataset = CocoDataset(tmp_path / "set", "train")
+    path = dataset.image_folder / "000000000002.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"where: .*000000000002.jpg"):
+        list(training_loader(dataset, 1, seed=0, workers=workers))
+
+
+def test_a_data_set_without_stuff_maps_has_no_semantic_targets(folder):
+    dataset = CocoDataset(folder, "train", semantic="no")
+    assert next(iter(training_loader(dataset, 2, seed=0))).semantic is None
