@@ -1,4 +1,4 @@
-"""Mask targets of a mask head: each RoI's view of its ground-truth object, cut from bitmaps that are stored as crops."""
+"""Mask targets of a mask head: each RoI's view of its ground-truth object, from bitmaps that are stored as crops."""
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ def mask_targets(
 ) -> Tensor:
     """Resamples the bitmap of each box's object inside the box, and thresholds it at half coverage.
 
-    The same as RoIAlign (scale 1, adaptive sampling, aligned) of the object's bitmap at image size, followed by ``>= 0.5``,
-    yet only the crop is stored and read: a window that is one pixel larger than the object, or ends where the image ends,
-    shows the sampler the same values as the whole image does.
+    The same as RoIAlign (scale 1, adaptive sampling, aligned) of the object's bitmap at image size, followed by
+    ``>= 0.5``, yet only the crop is stored and read: a window that is one pixel larger than the object, or ends where
+    the image ends, shows the sampler the same values as the whole image does.
 
     Args:
-        bitmaps: uint8 ``[total]``, values 0 and 1; the crop of object g is ``height x width`` values from ``offsets[g]`` on,
-            row by row.
+        bitmaps: uint8 ``[total]``, values 0 and 1; the crop of object g is ``height x width`` values from
+            ``offsets[g]`` on, row by row.
         offsets: int64 ``[G]``, where each crop begins in ``bitmaps``.
         windows: int32 ``[G, 4]``, the crop's place in the image, (x0, y0, width, height) in pixels; a border of zeros
             must surround the object except where the window touches the image's edge. Width 0: an empty object.

@@ -1,5 +1,6 @@
 """RoIAlign over a feature pyramid in one operator: level choice, sampling, and the gradient."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -26,9 +27,9 @@ def multiscale_roi_align(
 
     Args:
         features: 1 to 8 maps ``[N, C, H_l, W_l]``, finest first; float32, float16, bfloat16 or float64, all alike.
-            Channels-last maps are the fast case. Maps that are neither channels-last nor contiguous along rows are copied.
-        rois: ``[K, 5]`` float32, (batch index, x1, y1, x2, y2) in image pixels. A batch index of -1 marks a padding row:
-            its output is 0 and it adds no gradient.
+            Channels-last maps are the fast case; others are read where they are, without a copy of the whole map.
+        rois: ``[K, 5]`` float32, (batch index, x1, y1, x2, y2) in image pixels. A batch index of -1 marks a padding
+            row: its output is 0 and it adds no gradient. A reversed box (x2 < x1 or y2 < y1) gives 0, too.
         output_size: bins per RoI, (height, width) or one number for both.
         strides: image pixels per cell of each level.
         sampling_ratio: samples per bin along each axis; 0 (or less) takes as many as the bin has cells, rounded up.
@@ -36,8 +37,8 @@ def multiscale_roi_align(
             RoIAlign: no shift, and boxes are at least one cell wide and high.
         finest_size: RoIs smaller than twice this many pixels, as the square root of their area, use the finest level.
         level_rule: where the 1e-6 stands that keeps exact powers of two on the coarser level. ``"mmdet"``:
-            floor(log2(size / finest_size + 1e-6)); ``"torchvision"``: floor(log2(size / finest_size) + 1e-6); clamped to
-            the levels there are.
+            floor(log2(size / finest_size + 1e-6)); ``"torchvision"``: floor(log2(size / finest_size) + 1e-6); clamped
+            to the levels there are.
 
     Returns:
         ``[K, C, height, width]``, dtype of the features; channels-last in memory if the channels of ``features[0]`` are
@@ -45,8 +46,9 @@ def multiscale_roi_align(
 
     Raises:
         ValueError: unknown ``level_rule``.
-        RuntimeError: wrong shape, dtype or device. On the CPU also for a batch index outside ``[-1, N)`` or a coordinate
-            that is not finite; on CUDA, where reading them would stall the device, such a row gives 0 instead.
+        RuntimeError: wrong shape, dtype or device. On the CPU also for a batch index outside ``[-1, N)`` or a
+            coordinate that is not finite; on CUDA, where looking would stall the device, such a row gives 0 instead. In
+            the backward pass on CUDA, which adds with atomics, if ``torch.use_deterministic_algorithms(True)`` is set.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3 (RoIAlign); Lin et al., "Feature Pyramid Networks for Object
     Detection", CVPR 2017, equation 1 (level choice).
@@ -69,16 +71,19 @@ def multiscale_roi_align(
 
 @torch.library.register_fake("cascadeops::multiscale_roi_align")
 def _(features, rois, height, width, spatial_scales, sampling_ratio, aligned, finest_size, epsilon_inside_log):
-    finest = features[0]
-    channels_last = finest.size(1) > 1 and finest.stride(1) == 1 and not finest.is_contiguous()
-    return finest.new_empty(
-        (rois.size(0), finest.size(1), height, width),
-    ).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    size = (rois.size(0), features[0].size(1), height, width)
+    return features[0].new_empty(size).contiguous(memory_format=_memory_format(features[0]))
 
 
 @torch.library.register_fake("cascadeops::multiscale_roi_align_backward")
 def _(grad, features, rois, spatial_scales, sampling_ratio, aligned, finest_size, epsilon_inside_log):
-    return [torch.empty_like(feature) for feature in features]
+    return [torch.empty_like(feature, memory_format=_memory_format(feature)) for feature in features]
+
+
+def _memory_format(map):
+    """The rule of csrc/layout.h."""
+    channels_adjacent = map.size(1) > 1 and map.stride(1) == 1 and not map.is_contiguous()
+    return torch.channels_last if channels_adjacent else torch.contiguous_format
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -88,8 +93,20 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, grad):
     rois, *features = ctx.saved_tensors
+    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
+        _alert_not_deterministic()
     grads = torch.ops.cascadeops.multiscale_roi_align_backward(grad, features, rois, *ctx.settings)
     return grads, *[None] * 8
+
+
+def _alert_not_deterministic():
+    message = (
+        "multiscale_roi_align: the backward pass on CUDA adds in an order that changes from run to run. "
+        "torch.use_deterministic_algorithms(True) asks for a fixed one: turn it off, or pass warn_only=True."
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 torch.library.register_autograd("cascadeops::multiscale_roi_align", _backward, setup_context=_save_for_backward)

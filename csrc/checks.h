@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -143,6 +144,8 @@ inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>&
     check_same_device(op, name.c_str(), map, "rois", rois);
   }
   check(height > 0 && width > 0, op, ": output_size must be positive, got (", height, ", ", width, ")");
+  check(std::max<int64_t>(first.size(1), 1) <= std::numeric_limits<int32_t>::max() / height / width, op,
+        ": a RoI must have fewer than 2**31 values, got ", first.size(1), " channels of (", height, ", ", width, ")");
   check(spatial_scales.size() == features.size(), op, ": strides must have one entry per map, ", features.size(),
         ", got ", spatial_scales.size());
   for (const double scale : spatial_scales)

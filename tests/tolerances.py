@@ -2,7 +2,7 @@
 
 import torch
 
-# Relative to the largest value of the reference: a few roundings of the accumulator for sums of up to some hundred terms.
+# Relative to the largest value of the reference: some roundings of the accumulator, for sums of a few hundred terms.
 ACCUMULATED = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 # Half types: at most this many times the error of PyTorch's own rounding of the exact result to that type.

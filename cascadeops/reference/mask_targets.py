@@ -15,7 +15,7 @@ def mask_targets(
     output_size: int,
     image_size: tuple[int, int],  # (height, width) of the image that the windows lie in
 ) -> Tensor:
-    """Defines :func:`cascadeops.mask_targets`, which needs no image_size (height, width) because it never leaves the crop."""
+    """Defines :func:`cascadeops.mask_targets`, which needs no image_size because it never leaves the crop."""
     coverage = mask_coverage(bitmaps, offsets, windows, boxes, index, output_size, image_size)
     return (coverage >= 0.5).to(torch.uint8)
 

@@ -14,7 +14,7 @@ def multiscale_roi_align(
     finest_size: float = 56.0,
     level_rule: str = "mmdet",
 ) -> Tensor:
-    """Defines :func:`cascadeops.multiscale_roi_align`; half types are computed in float32 and rounded once at the end."""
+    """Defines :func:`cascadeops.multiscale_roi_align`; half types are computed in float32 and rounded at the end."""
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     levels = choose_levels(rois, len(features), finest_size, level_rule)
@@ -36,7 +36,10 @@ def multiscale_roi_align(
 
 
 def choose_levels(rois: Tensor, num_levels: int, finest_size: float, level_rule: str) -> Tensor:
-    """Pyramid level of each RoI, int64 [K]: floor(log2(sqrt(area) / finest_size)), with 1e-6 added inside or outside log2."""
+    """Pyramid level of each RoI, int64 [K]: floor(log2(sqrt(area) / finest_size)), clamped to the levels there are.
+
+    To the argument of log2 ("mmdet") or to its value ("torchvision") 1e-6 is added.
+    """
     boxes = rois[:, 1:].float()
     scale = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt() / finest_size
     scale = {"mmdet": scale + 1e-6, "torchvision": scale * 2**1e-6}[level_rule]
@@ -49,7 +52,8 @@ def choose_levels(rois: Tensor, num_levels: int, finest_size: float, level_rule:
 def sample_positions(low: Tensor, high: Tensor, bins: int, sampling_ratio: int, aligned: bool) -> Tensor:
     """Sample coordinates along one axis, [bins, samples per bin], in cells; no samples for an empty or reversed box."""
     size = high - low if aligned else (high - low).clamp(min=1)
-    samples = sampling_ratio if sampling_ratio > 0 else max(int(torch.ceil(size / bins)), 0)
+    samples = sampling_ratio if sampling_ratio > 0 else int(torch.ceil(size / bins))
+    samples = samples if size >= 0 else 0
     bin_size = size / bins
     starts = low + torch.arange(bins, dtype=low.dtype, device=low.device) * bin_size
     return starts[:, None] + (torch.arange(samples, dtype=low.dtype, device=low.device) + 0.5) * bin_size / max(
@@ -68,8 +72,8 @@ def average_samples(feature: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 def bilinear(feature: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
     """Samples feature [C, H, W] on the grid ys x xs.
 
-    A cell's value sits at its integer coordinate. A position less than one cell outside the map takes the border's value,
-    one further out gives 0.
+    A cell's value sits at its integer coordinate. A position less than one cell outside the map takes the border's
+    value, one further out gives 0.
     """
     y_low, y_high, y_weight, y_inside = neighbours(ys, feature.shape[1])
     x_low, x_high, x_weight, x_inside = neighbours(xs, feature.shape[2])

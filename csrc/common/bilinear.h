@@ -34,13 +34,17 @@ template <typename real>
 struct RoiAxis {
   real start;       // where bin 0 begins
   real bin;         // size of a bin
-  int64_t samples;  // per bin; none for an empty or reversed box that samples adaptively
+  int64_t samples;  // per bin; a reversed box has none, nor has an empty one that is sampled adaptively
 
   CASCADEOPS_HD real position(int64_t bin_index, int64_t sample) const {
     return start + static_cast<real>(bin_index) * bin +
            (static_cast<real>(sample) + real(0.5)) * bin / static_cast<real>(samples);
   }
 };
+
+// Adaptive samples per bin and axis, at most: float32 does not tell more of them apart, and a box of absurd size must
+// not put billions of them onto one spot of the map.
+constexpr int64_t kMostSamples = int64_t{1} << 24;
 
 // low, high: the box's edges in pixels. sampling_ratio <= 0: as many samples as a bin has cells, rounded up.
 template <typename real>
@@ -51,9 +55,9 @@ CASCADEOPS_HD RoiAxis<real> roi_axis(real low, real high, real spatial_scale, in
   real size = (high * spatial_scale - offset) - start;
   if (!aligned && !(size > real(1))) size = real(1);
   const real bin = size / static_cast<real>(bins);
-  // Past 2^62 samples a float no longer tells them apart, and the conversion to int64 would overflow.
-  const real adaptive = ceil(bin) < real(4.6e18) ? ceil(bin) : real(4.6e18);
-  return {start, bin, sampling_ratio > 0 ? sampling_ratio : adaptive > 0 ? static_cast<int64_t>(adaptive) : 0};
+  if (!(size >= real(0))) return {start, bin, 0};
+  if (sampling_ratio > 0) return {start, bin, sampling_ratio};
+  return {start, bin, static_cast<int64_t>(bin < real(kMostSamples) ? ceil(bin) : real(kMostSamples))};
 }
 
 // The first sample of a bin that lies at `position` or beyond it; axis.samples if none does. Positions grow with the
@@ -71,23 +75,55 @@ CASCADEOPS_HD int64_t first_sample_from(const RoiAxis<real>& axis, int64_t bin_i
   return low;
 }
 
-// The two cells that a sample reads along one axis, and their weights. Nothing is read further than one cell outside
-// [0, size - 1]; up to there the border's cell counts.
+// The two cells that a sample in [-1, size] reads along one axis, and their weights; beyond the first and the last cell
+// the border's value goes on.
 template <typename real>
 struct Taps {
   int64_t low, high;
   real low_weight, high_weight;
-  bool inside;
 };
 
 template <typename real>
 CASCADEOPS_HD Taps<real> bilinear_taps(real position, int64_t size) {
-  if (!(position >= real(-1) && position <= static_cast<real>(size))) return {0, 0, real(0), real(0), false};
-  if (position < real(0)) position = real(0);
-  const int64_t low = static_cast<int64_t>(position);
-  if (low >= size - 1) return {size - 1, size - 1, real(1), real(0), true};
-  const real high_weight = position - static_cast<real>(low);
-  return {low, low + 1, real(1) - high_weight, high_weight, true};
+  const int64_t low = position > real(0) ? static_cast<int64_t>(position) : 0;
+  if (low >= size - 1) return {size - 1, size - 1, real(1), real(0)};
+  const real high_weight = position > real(0) ? position - static_cast<real>(low) : real(0);
+  return {low, low + 1, real(1) - high_weight, high_weight};
+}
+
+// One row of an axis' sampling matrix: calls emit(cell, weight) for the cells that a bin reads, in the order of its
+// samples, with the weights of the samples that share a cell added up and multiplied by `sample_weight`. The map has
+// `size` cells, the first of them at coordinate `origin` of the axis. Samples outside are left out, and not visited if
+// there are many.
+template <typename real, typename Emit>
+CASCADEOPS_HD void for_each_cell(const RoiAxis<real>& axis, int64_t bin, int64_t origin, int64_t size,
+                                 real sample_weight, Emit&& emit) {
+  // A sample reads two cells, and a later one none of those before; so two sums are open at a time.
+  int64_t older = -1, newer = -1;
+  real older_weight = 0, newer_weight = 0;
+  const auto add = [&](int64_t cell, real weight) {
+    if (cell == older) {
+      older_weight += weight;
+    } else if (cell == newer) {
+      newer_weight += weight;
+    } else {
+      if (older >= 0) emit(older, older_weight);
+      older = newer;
+      older_weight = newer_weight;
+      newer = cell;
+      newer_weight = weight;
+    }
+  };
+  const real shift = static_cast<real>(origin);
+  for (int64_t i = first_sample_from(axis, bin, shift - real(1)); i < axis.samples; ++i) {
+    const real position = axis.position(bin, i) - shift;
+    if (position > static_cast<real>(size)) break;
+    const Taps<real> taps = bilinear_taps(position, size);
+    add(taps.low, taps.low_weight * sample_weight);
+    if (taps.high != taps.low) add(taps.high, taps.high_weight * sample_weight);
+  }
+  if (older >= 0) emit(older, older_weight);
+  if (newer >= 0) emit(newer, newer_weight);
 }
 
 }  // namespace cascadeops

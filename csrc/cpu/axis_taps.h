@@ -19,23 +19,16 @@ struct AxisTaps {
 
   int64_t bins() const { return static_cast<int64_t>(begin.size()) - 1; }
 
-  // The map has `size` cells, the first of them at coordinate `origin` of the axis. Samples outside the map are left
-  // out, and not visited if there are many. Keeps the vectors' memory from RoI to RoI.
+  // As for_each_cell; keeps the vectors' memory from RoI to RoI.
   void build(const RoiAxis<real>& axis, int64_t bins, int64_t origin, int64_t size, real sample_weight) {
     begin.assign(1, 0);
     cell.clear();
     weight.clear();
-    const bool ascending = axis.bin > 0;
     for (int64_t bin = 0; bin < bins; ++bin) {
-      for (int64_t i = ascending ? first_sample_from(axis, bin, static_cast<real>(origin - 1)) : 0; i < axis.samples;
-           ++i) {
-        const real position = axis.position(bin, i) - static_cast<real>(origin);
-        if (ascending && position > static_cast<real>(size)) break;
-        const Taps<real> taps = bilinear_taps(position, size);
-        if (!taps.inside) continue;
-        add(taps.low, taps.low_weight * sample_weight);
-        if (taps.high != taps.low) add(taps.high, taps.high_weight * sample_weight);
-      }
+      for_each_cell(axis, bin, origin, size, sample_weight, [&](int64_t index, real value) {
+        cell.push_back(index);
+        weight.push_back(value);
+      });
       begin.push_back(static_cast<int64_t>(cell.size()));
     }
   }
@@ -51,19 +44,6 @@ struct AxisTaps {
 
  private:
   std::vector<int64_t> distinct_;
-
-  // Consecutive samples share at most the last two cells.
-  void add(int64_t index, real value) {
-    const int64_t count = static_cast<int64_t>(cell.size());
-    for (int64_t i = count - 1; i >= std::max(begin.back(), count - 2); --i) {
-      if (cell[i] == index) {
-        weight[i] += value;
-        return;
-      }
-    }
-    cell.push_back(index);
-    weight.push_back(value);
-  }
 };
 
 }  // namespace cascadeops
