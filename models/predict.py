@@ -3,16 +3,22 @@
 This module is the program only. The function `models.predict` lives in models/inference.py.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from .command_line import print_error, run
 from .errors import DataError, UsageError
 from .files import make_folder, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXAMPLES = (
     "{program} street.jpg --weights runs/scnet/weights.safetensors",
@@ -40,7 +46,7 @@ class Predict:
     resize: tuple[int, int] | None = None
     """SHORT LONG: the largest size within these limits in pixels. Default: as the weights were trained."""
     batch_size: int = 4
-    """Images that go through the detector together."""
+    """Images that go through the detector together; those of one size do."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
 
@@ -65,7 +71,6 @@ def main(options: Predict) -> None:
     from .checkpoint import load_detector
     from .coco_evaluation import result_entries, write_results
     from .devices import choose_device
-    from .images import read_image
     from .inference import predict
     from .visualise import overlay, save_picture
 
@@ -80,18 +85,9 @@ def main(options: Predict) -> None:
     records: list[dict] = []
     faults: list[DataError] = []
     pictures = picture_names(paths)
-    for batch in _batches(paths, options.batch_size):
-        images = {}
-        for path in batch:
-            try:
-                images[path] = read_image(path)
-            except DataError as fault:  # the others are still done; the faults are counted at the end
-                faults.append(fault)
-                if len(paths) == 1:
-                    raise
-                print_error(fault)
-        results = predict(detector, list(images.values()), resize=resize)
-        for (path, image), result in zip(images.items(), results, strict=True):
+    for batch in read_batches(paths, options.batch_size, faults):
+        results = predict(detector, [image for _, image in batch], resize=resize)
+        for (path, image), result in zip(batch, results, strict=True):
             records.append(
                 {"id": len(records) + 1, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}
             )
@@ -155,9 +151,30 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _batches(paths: list[Path], size: int) -> Iterator[list[Path]]:
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]
+def read_batches(paths: Sequence[Path], size: int, faults: list[DataError]) -> Iterator[list[tuple[Path, np.ndarray]]]:
+    """Images in their order, as batches of at most `size` that have one height and width.
+
+    So nothing is padded to a larger neighbour, and what is found in an image does not depend on the others.
+    What cannot be read is reported, added to `faults` and left out; it ends the run only if there is nothing else.
+    """
+    from .images import read_image
+
+    batch: list[tuple[Path, np.ndarray]] = []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except DataError as fault:
+            if len(paths) == 1:
+                raise
+            faults.append(fault)
+            print_error(fault)
+            continue
+        if batch and (len(batch) == size or image.shape != batch[0][1].shape):
+            yield batch
+            batch = []
+        batch.append((path, image))
+    if batch:
+        yield batch
 
 
 def _summary(path: Path, image, labels, names: Sequence[str], threshold: float) -> str:
