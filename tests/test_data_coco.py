@@ -456,6 +456,17 @@ def _private_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
+def test_polygons_of_two_decimals_take_half_the_memory_and_are_the_same():
+    random = np.random.default_rng(0)
+    for decimals, dtype in ((2, np.int32), (3, np.float64)):
+        polygons = [np.round(random.uniform(0, 60, 14), decimals).tolist() for _ in range(200)]
+        packed = pack_segmentations([[polygon] for polygon in polygons])
+        assert packed.coordinates.dtype == dtype
+        for index, polygon in enumerate(polygons):
+            expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([polygon], 60, 60)))
+            assert np.array_equal(packed.decode(index, 60, 60), expected)
+
+
 def test_packing_nothing():
     packed = pack_segmentations([])
     assert packed.spans.shape == (0, 2) and packed.part_offsets.tolist() == [0]
