@@ -30,15 +30,18 @@ def contact_sheet(folder: Path, split: str, rows: int = 4, columns: int = 4, sca
         if annotation["image_id"] in of_image:
             of_image[annotation["image_id"]].append(annotation)
     side = max(max(image["height"], image["width"]) for image in shown) * scale
-    gap = 6
-    sheet = Image.new("RGB", (columns * (2 * side + 2 * gap), rows * (side + gap)), (255, 255, 255))
+    gap, margin = 4, 12
+    cell_width, cell_height = 2 * side + gap + margin, side + margin
+    columns, rows = min(columns, len(shown)), -(-len(shown) // columns)
+    sheet = Image.new("RGB", (columns * cell_width + margin, rows * cell_height + margin), (255, 255, 255))
     for index, entry in enumerate(shown):
         picture = Image.open(folder / split / entry["file_name"]).convert("RGB")
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BILINEAR)
         drawn = _with_annotations(picture, entry, of_image[entry["id"]], names, scale)
-        left, top = index % columns * (2 * side + 2 * gap), index // columns * (side + gap)
-        sheet.paste(picture, (left + (side - picture.width) // 2, top))
-        sheet.paste(drawn, (left + side + gap // 2 + (side - picture.width) // 2, top))
+        left = margin + index % columns * cell_width + side - picture.width  # the pair meets in the cell's middle
+        top = margin + index // columns * cell_height + (side - picture.height) // 2
+        sheet.paste(picture, (left, top))
+        sheet.paste(drawn, (left + picture.width + gap, top))
     return sheet
 
 

@@ -77,22 +77,21 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
 
 def _simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     """Douglas-Peucker on a closed line [n, 2]: no dropped point is further than `tolerance` from the result."""
-    far = int(np.argmax(((points - points[0]) ** 2).sum(1)))
+    line = points[:, 0] + 1j * points[:, 1]
+    closed = np.append(line, line[0])
+    far = int(np.argmax(np.abs(line - line[0])))
     keep = np.zeros(len(points), bool)
     keep[[0, far]] = True
-    closed = np.vstack([points, points[:1]])
     todo = [(0, far), (far, len(points))]
     while todo:
         first, last = todo.pop()
         if last - first < 2:
             continue
-        a, b = closed[first], closed[last]
-        along = b - a
-        offset = closed[first + 1 : last] - a
-        length = np.hypot(*along)
-        distance = np.abs(along[0] * offset[:, 1] - along[1] * offset[:, 0]) / length if length else np.hypot(*offset.T)
-        worst = int(np.argmax(distance))
-        if distance[worst] > tolerance:
+        along = complex(closed[last] - closed[first])
+        # With the imaginary part of a product as the cross product: |along| times the distance from the chord.
+        beside = np.abs(((closed[first + 1 : last] - closed[first]) * along.conjugate()).imag)
+        worst = int(beside.argmax())
+        if beside[worst] > tolerance * abs(along):
             middle = first + 1 + worst
             keep[middle] = True
             todo += [(first, middle), (middle, last)]
