@@ -45,6 +45,7 @@ $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "CascadeOps needs Python 3.10 or newer, and '$(PYTHON)' is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) into $(VENV)"
 	@command -v nvidia-smi >/dev/null || $(pip) install --quiet --no-deps --retries 0 --index-url $(cpu_index) $(TORCH) \
 	  || echo "$(cpu_index) cannot be reached: taking the larger build from PyPI"
 	$(pip) install --quiet $(TORCH) 'setuptools>=77'
@@ -52,13 +53,19 @@ $(VENV)/.torch:
 
 # The package, linked to this folder, so that only a change of the kernels or of the dependencies installs it again.
 $(VENV)/.detect: $(VENV)/.torch $(sources)
+	@echo "compiling the kernels and installing the package"
 	$(pip) install --quiet --no-build-isolation --editable '.[detect]'
 	@touch $@
 
+# The requirements of one extra, which the installed package knows.
+extra = $(run) -c 'import importlib.metadata as m; \
+  print(*(r.split(";")[0] for r in m.requires("cascadeops") if "extra == \"$(1)\"" in r), sep="\n")' \
+  | xargs $(pip) install --quiet
+
 $(VENV)/.test: $(VENV)/.detect
-	$(pip) install --quiet --no-build-isolation --editable '.[detect,test]'
+	$(call extra,test)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.detect
-	$(pip) install --quiet --no-build-isolation --editable '.[lint]'
+	$(call extra,lint)
 	@touch $@

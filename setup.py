@@ -38,6 +38,7 @@ CXX_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]
 DEFINES = ["-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)]
 
+OBJECTS = Path("build/objects")  # one place for every kind of build: setuptools deletes its own after editable ones
 BUILD_INFO = "csrc/build_info.cpp"
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
 CPU = Extension(
@@ -154,9 +155,9 @@ def gencode(names):
     return options
 
 
-def compile_object(command, source, folder):
+def compile_object(command, source):
     """Compiles one source, unless its object is newer than all it is made of; returns the object's path."""
-    target = folder / f"{source}.o"  # the whole path: csrc/cpu/x.cpp and csrc/cuda/x.cu must not meet
+    target = OBJECTS / f"{source}.o"  # the whole path: csrc/cpu/x.cpp and csrc/cuda/x.cu must not meet
     record = target.with_suffix(".json")
     command = [*command, "-c", source, "-o", str(target)]
     made_of = max(os.stat(path).st_mtime for path in [source, *HEADERS])
@@ -202,7 +203,7 @@ class BuildKernels(build_ext):
 
         def compiled(source):
             command = described if source == BUILD_INFO else commands[Path(source).suffix]
-            return compile_object(command, source, Path(self.build_temp))
+            return compile_object(command, source)
 
         sources = {source for extension in self.extensions for source in extension.sources}
         sources = sorted(sources, key=lambda source: (not source.endswith(".cu"), source))  # the slow ones first
@@ -218,7 +219,7 @@ class BuildKernels(build_ext):
             libraries += ["-Wl,--no-undefined"]
         else:
             # A CPU-only torch has no libtorch_cuda.so to link with: an empty library of that name stands in for it.
-            stub = Path(self.build_temp) / "libtorch_cuda.so"
+            stub = OBJECTS / "libtorch_cuda.so"
             self.run_linker(["-Wl,-soname,libtorch_cuda.so", "-x", "c++", os.devnull, "-o", str(stub)])
             libraries += [f"-L{stub.parent}", "-ltorch_cuda"]
             # The CUDA runtime is inside and hidden, so that torch may bring another major version of it.

@@ -1,6 +1,7 @@
 """One numeric check for each operator: the kernel of this installation against the plain PyTorch definition."""
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,10 +52,14 @@ def _difference(ours: Tensor, expected: Tensor) -> float:
     """Largest absolute difference of floating-point values, share of differing values otherwise."""
     ours = ours.cpu()
     if ours.shape != expected.shape or ours.dtype != expected.dtype:
-        return float("inf")
-    if expected.dtype.is_floating_point:
-        return torch.where(ours == expected, 0.0, (ours - expected).abs()).max().item()
-    return (ours != expected).double().mean().item()
+        got, due = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (ours, expected))
+        raise ValueError(f"{got} instead of {due}")
+    if not expected.dtype.is_floating_point:
+        return (ours != expected).double().mean().item()
+    difference = torch.where(ours == expected, 0.0, (ours - expected).abs()).max().item()
+    if not math.isfinite(difference):
+        raise ValueError("NaN or infinity where the reference has numbers")
+    return difference
 
 
 def _multiscale_roi_align(device: str, generator: torch.Generator) -> float:
