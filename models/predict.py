@@ -105,9 +105,8 @@ def main(options: Predict) -> None:
     files = write_results(folder, entries)
     categories = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
     write_json(folder / "images.json", {"images": records, "categories": categories, "annotations": []})
-    console.print(
-        f"results: {', '.join(map(str, files))} (COCO results; ids: {folder / 'images.json'})", soft_wrap=True
-    )
+    where = f"results: {', '.join(map(str, files))} (COCO results; ids: {folder / 'images.json'})"
+    console.print(where, soft_wrap=True, markup=False)
     if faults:
         raise DataError(
             f"{len(faults)} of {len(paths)} images could not be read; the others are done",
