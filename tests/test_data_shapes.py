@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from models.data import figures
+from models.data import figures, shapes
 from models.data.outline import outline_polygons, rasterise
 from models.data.scene import CLASSES, GROUND_OF, UNLABELLED, SceneSettings, draw_scene
 from models.data.shapes import ShapesSettings, cache_root, default_dataset, write_dataset
@@ -202,6 +202,17 @@ def test_what_a_killed_run_left_a_day_ago_is_removed(tmp_path):
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     write_dataset(tmp_path / "set", ShapesSettings(train=1, val=1), workers=1, quiet=True)
     assert not old.exists() and new.exists()
+
+
+def test_a_killed_drawing_process_is_explained_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "_write_picture", _die)
+    with pytest.raises(MachineError, match="a process that draws pictures was killed"):
+        write_dataset(tmp_path / "set", ShapesSettings(train=3, val=1), workers=1, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _die(task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

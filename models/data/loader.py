@@ -3,6 +3,7 @@
 So a run that is resumed at any batch of any epoch, with any number of worker processes, sees what it would have seen.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -61,6 +62,8 @@ class BatchLoader:
             collate_fn=_collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            # Forked workers share the annotations' memory; from Python 3.14 on, forking has to be asked for.
+            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
 

@@ -18,7 +18,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,7 +28,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..errors import UsageError
+from ..errors import MachineError, UsageError
 from ..files import explained
 from .contact_sheet import contact_sheet
 from .materials import MATERIALS
@@ -105,7 +107,7 @@ def write_dataset(folder: Path, settings: ShapesSettings, *, workers: int | None
         _sweep(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
         try:
-            _write(partial, settings, workers or len(os.sched_getaffinity(0)), _silent if quiet else _report(folder))
+            _write(partial, settings, workers or _processors(), _silent if quiet else _report(folder))
             partial.chmod(0o755)  # mkdtemp makes it private
             partial.rename(folder)
         except OSError:
@@ -144,14 +146,9 @@ def _write(folder: Path, settings: ShapesSettings, workers: int, progress: Calla
         (folder / "stuffthingmaps" / split).mkdir(parents=True)
     tasks = [(folder, settings, split, index) for split in SPLITS for index in range(counts[split])]
     records: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
-    # Forked children are numpy only; they start in no time and need no importable __main__ (think of `python -`).
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    with multiprocessing.get_context(method).Pool(min(workers, len(tasks))) as pool:
-        for done, (task, record) in enumerate(
-            zip(tasks, pool.imap(_write_picture, tasks, chunksize=8), strict=True), 1
-        ):
-            records[task[2]].append(record)
-            progress(done, len(tasks))
+    for done, (task, record) in enumerate(zip(tasks, _in_processes(tasks, workers), strict=True), 1):
+        records[task[2]].append(record)
+        progress(done, len(tasks))
     for split in SPLITS:
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(_coco(records[split], settings, split), separators=(",", ":")))
@@ -159,6 +156,28 @@ def _write(folder: Path, settings: ShapesSettings, workers: int, progress: Calla
     (folder / SETTINGS_FILE).write_text(
         json.dumps({"fingerprint": settings.fingerprint(), "version": VERSION, **asdict(settings)}, indent=1)
     )
+
+
+def _in_processes(tasks: list[tuple], workers: int) -> Iterator[list[dict]]:
+    """The results of `_write_picture` for all tasks, in order."""
+    # Forked children start in no time and need no importable __main__ (think of `python -`). Only Linux forks safely.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context)
+    try:
+        yield from pool.map(_write_picture, tasks, chunksize=8)
+    except BrokenProcessPool as error:
+        raise MachineError(
+            "a process that draws pictures was killed",
+            why="the system does that when memory runs out",
+            fix="--workers 1 needs least memory",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_picture(task: tuple[Path, ShapesSettings, str, int]) -> list[dict]:
