@@ -75,6 +75,25 @@ CASCADEOPS_HD float bilinear(float v00, float v01, float v10, float v11, float n
   return v00 * (near_x * near_y) + v01 * (far_x * near_y) + v10 * (near_x * far_y) + v11 * (far_x * far_y);
 }
 
+// A mask [h, w] stretched over its box.
+struct PastedMask {
+  const float* probs;
+  PasteAxis x, y;
+
+  CASCADEOPS_HD PastedMask(const float* mask_probs, const Box& box, int64_t h, int64_t w)
+      : probs(mask_probs), x(axis_x(box, w)), y(axis_y(box, h)) {}
+
+  CASCADEOPS_HD float cell(int32_t row, int32_t column) const {
+    const bool inside = row >= 0 && row < y.cells && column >= 0 && column < x.cells;
+    return inside ? probs[static_cast<int64_t>(row) * x.cells + column] : 0.0f;
+  }
+
+  CASCADEOPS_HD float value(const PasteTaps& across, const PasteTaps& down) const {
+    return bilinear(cell(down.cell, across.cell), cell(down.cell, across.cell + 1), cell(down.cell + 1, across.cell),
+                    cell(down.cell + 1, across.cell + 1), across.near, across.far, down.near, down.far);
+  }
+};
+
 // Probability as a byte, rounded down; NaN and everything below 0 gives 0, everything above 1 gives 255.
 CASCADEOPS_HD uint8_t probability_byte(float value) {
   const float scaled = value * 255.0f;

@@ -23,40 +23,26 @@ constexpr int kChunk = 16;  // bytes, the widest store
 
 // One row of one pasted mask.
 struct PastedRow {
-  const float* probs;  // [h, w]
-  PasteAxis x, y;
-  PasteTaps y_taps;
+  PastedMask mask;
+  PasteTaps down;
   bool reached;
 
-  __device__ PastedRow(const float* all_probs,         // [N, h, w]
-                       const Box* __restrict__ boxes,  // [N]
-                       int64_t mask, int32_t h, int32_t w, int32_t row)
-      : probs(all_probs + mask * h * w), x(axis_x(boxes[mask], w)), y(axis_y(boxes[mask], h)) {
-    const float position = y.position(row);
-    reached = is_finite(boxes[mask]) && has_area(boxes[mask]) && position > -1.0f && position < static_cast<float>(h);
-    if (reached) y_taps = paste_taps(position);
-  }
-
-  __device__ float cell(int32_t row, int32_t column) const {
-    const bool inside = row >= 0 && row < y.cells && column >= 0 && column < x.cells;
-    return inside ? __ldg(probs + int64_t{row} * x.cells + column) : 0.0f;
+  __device__ PastedRow(const float* probs, const Box& box, int32_t h, int32_t w, int32_t row) : mask(probs, box, h, w) {
+    const float position = mask.y.position(row);
+    reached = is_finite(box) && has_area(box) && position > -1.0f && position < static_cast<float>(h);
+    if (reached) down = paste_taps(position);
   }
 
   __device__ uint8_t pixel(int32_t column, float threshold) const {
-    const float position = x.position(column);
-    float value = 0.0f;
-    if (reached && position > -1.0f && position < static_cast<float>(x.cells)) {
-      const PasteTaps taps = paste_taps(position);
-      const int32_t row = y_taps.cell;
-      value = bilinear(cell(row, taps.cell), cell(row, taps.cell + 1), cell(row + 1, taps.cell),
-                       cell(row + 1, taps.cell + 1), taps.near, taps.far, y_taps.near, y_taps.far);
-    }
+    const float position = mask.x.position(column);
+    const bool inside = reached && position > -1.0f && position < static_cast<float>(mask.x.cells);
+    const float value = inside ? mask.value(paste_taps(position), down) : 0.0f;
     return threshold < 0.0f ? probability_byte(value) : value >= threshold;
   }
 
   // Whether none of the pixels [first, last] can differ from 0.
   __device__ bool empty(int32_t first, int32_t last) const {
-    return !reached || !(x.position(last) > -1.0f) || !(x.position(first) < static_cast<float>(x.cells));
+    return !reached || !(mask.x.position(last) > -1.0f) || !(mask.x.position(first) < static_cast<float>(mask.x.cells));
   }
 };
 
@@ -73,7 +59,8 @@ __global__ void __launch_bounds__(kThreads)
     const auto count = static_cast<int32_t>(min(int64_t{kChunk}, bytes - begin));
     uint64_t low = 0, high = 0;  // the chunk; an array of bytes would live in memory
     for (int32_t i = 0; i < count; ++row, column = 0) {
-      const PastedRow pasted(probs, boxes, row / height, h, w, static_cast<int32_t>(row % height));
+      const int64_t mask = row / height;
+      const PastedRow pasted(probs + mask * h * w, boxes[mask], h, w, static_cast<int32_t>(row - mask * height));
       const int32_t end = min(i + width - column, count);  // of the row's part of the chunk
       if (pasted.empty(column, column + end - i - 1)) {
         i = end;

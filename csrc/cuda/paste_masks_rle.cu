@@ -13,7 +13,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cub/block/block_scan.cuh>
-#include <cub/device/device_scan.cuh>
 #include <tuple>
 
 #include "checks.h"
@@ -64,48 +63,41 @@ struct Concatenate {
   }
 };
 
-// The part of an image that a mask reaches, one row and one column larger where the image goes on: these pixels are 0,
-// so every run of ones that does not reach the end of the image ends inside.
+// The part of an image that a mask reaches, made larger so that every run of ones ends inside, or at the end of the
+// image: by a column after the last one, and by a row of zeros below each column or, for a mask that reaches the
+// bottom, by the zeros that a run meets at the top of the next column.
 struct Window {
-  const float* probs;  // [h, w]
-  PasteAxis x, y;
+  PastedMask mask;
   Span columns, rows;
-  bool full_height;
 
-  __device__ Window(const float* mask_probs, const Box& box, int32_t h, int32_t w, int32_t height, int32_t width)
-      : probs(mask_probs), x(axis_x(box, w)), y(axis_y(box, h)), columns{0, 0}, rows{0, 0} {
+  __device__ Window(const float* probs, const Box& box, int32_t h, int32_t w, int32_t height, int32_t width)
+      : mask(probs, box, h, w), columns{0, 0}, rows{0, 0} {
     if (is_finite(box) && has_area(box)) {
-      columns = x.reached(width);
-      rows = y.reached(height);
+      columns = mask.x.reached(width);
+      rows = mask.y.reached(height);
     }
-    full_height = rows.begin == 0 && rows.end == height;
     if (columns.begin == columns.end || rows.begin == rows.end) {
       columns = rows = {0, 0};
     } else {
       columns.end += columns.end < width;
-      rows.end += rows.end < height;
+      if (rows.end < height) {
+        ++rows.end;
+      } else {
+        rows.begin = 0;
+      }
     }
-  }
-
-  __device__ float cell(int32_t row, int32_t column) const {
-    const bool inside = row >= 0 && row < y.cells && column >= 0 && column < x.cells;
-    return inside ? __ldg(probs + int64_t{row} * x.cells + column) : 0.0f;
   }
 
   // Bit i: whether pixel (column, row + i) belongs to the mask, for the first `count` rows.
   __device__ uint32_t word(int32_t column, int32_t row, int32_t count, float threshold) const {
-    const float x_position = x.position(column);
-    if (!(x_position < static_cast<float>(x.cells))) return 0;
-    const PasteTaps across = paste_taps(x_position);
+    const float position = mask.x.position(column);
+    if (!(position < static_cast<float>(mask.x.cells)) || !(mask.y.position(row + count - 1) > -1.0f)) return 0;
+    const PasteTaps across = paste_taps(position);
     uint32_t bits = 0;
     for (int32_t i = 0; i < count; ++i) {
-      const float y_position = y.position(row + i);
-      if (!(y_position < static_cast<float>(y.cells))) break;
-      const PasteTaps down = paste_taps(y_position);
-      const float value =
-          bilinear(cell(down.cell, across.cell), cell(down.cell, across.cell + 1), cell(down.cell + 1, across.cell),
-                   cell(down.cell + 1, across.cell + 1), across.near, across.far, down.near, down.far);
-      bits |= static_cast<uint32_t>(value >= threshold) << i;
+      const float down = mask.y.position(row + i);
+      const bool inside = down > -1.0f && down < static_cast<float>(mask.y.cells);
+      bits |= static_cast<uint32_t>(inside && mask.value(across, paste_taps(down)) >= threshold) << i;
     }
     return bits;
   }
@@ -157,9 +149,7 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t last_bit = count > 0 ? bits >> (count - 1) & 1 : 0;
     last_bits[threadIdx.x] = last_bit;
     __syncthreads();
-    // The pixel before a column is the last one of the column before: outside of the window unless that is full height.
-    uint32_t bit_before = threadIdx.x > 0 ? last_bits[threadIdx.x - 1] : bit_before_tile;
-    if (row == 0 && !window.full_height) bit_before = 0;
+    const uint32_t bit_before = threadIdx.x > 0 ? last_bits[threadIdx.x - 1] : bit_before_tile;
     const uint32_t valid = count == kWordRows ? ~0u : (1u << count) - 1;
     const uint32_t changed = (bits ^ (bits << 1 | bit_before)) & valid;
     const auto position = static_cast<uint32_t>(int64_t{image_column} * height + image_row);
@@ -188,14 +178,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// offsets[0 .. N] from lengths[0 .. N); offsets[0] is zero.
-void add_up(const Tensor& lengths, Tensor& offsets, cudaStream_t stream) {
-  const int64_t* in = lengths.const_data_ptr<int64_t>();
-  int64_t* out = offsets.mutable_data_ptr<int64_t>() + 1;
-  size_t bytes = 0;
-  STD_CUDA_CHECK(cub::DeviceScan::InclusiveSum(nullptr, bytes, in, out, lengths.numel(), stream));
-  const Tensor storage = torch::stable::new_empty(lengths, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-  STD_CUDA_CHECK(cub::DeviceScan::InclusiveSum(storage.mutable_data_ptr(), bytes, in, out, lengths.numel(), stream));
+// offsets[0] = 0, offsets[n + 1] = lengths[0] + ... + lengths[n]; one block.
+__global__ void __launch_bounds__(kThreads)
+    add_up_kernel(const int64_t* __restrict__ lengths, int64_t masks, int64_t* __restrict__ offsets) {
+  using Scan = cub::BlockScan<int64_t, kThreads>;
+  __shared__ typename Scan::TempStorage scan;
+  int64_t before_tile = 0;
+  for (int64_t tile = 0; tile < masks; tile += kThreads) {
+    const int64_t mask = tile + threadIdx.x;
+    int64_t sum, in_tile;
+    Scan(scan).InclusiveSum(mask < masks ? lengths[mask] : 0, sum, in_tile);
+    if (mask < masks) offsets[mask + 1] = before_tile + sum;
+    before_tile += in_tile;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) offsets[0] = 0;
 }
 
 std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, w]
@@ -204,8 +201,11 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, 
   const torch::stable::accelerator::DeviceGuard guard(probs.get_device_index());
   check_paste_masks_rle(probs, boxes, height, width, threshold);
   const int64_t masks = probs.size(0);
-  Tensor offsets = torch::stable::new_zeros(probs, {masks + 1}, ScalarType::Long);
-  if (masks == 0) return {torch::stable::new_empty(probs, {0}, ScalarType::Byte), offsets};
+  if (masks == 0) {
+    return {torch::stable::new_empty(probs, {0}, ScalarType::Byte),
+            torch::stable::new_zeros(probs, {1}, ScalarType::Long)};
+  }
+  Tensor offsets = torch::stable::new_empty(probs, {masks + 1}, ScalarType::Long);
   const Tensor dense_probs = torch::stable::contiguous(probs), dense_boxes = torch::stable::contiguous(boxes);
   const Tensor lengths = torch::stable::new_empty(probs, {masks}, ScalarType::Long);
   const cudaStream_t stream = current_stream(probs);
@@ -219,7 +219,9 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, 
   };
 
   encode(lengths.mutable_data_ptr<int64_t>(), nullptr);
-  add_up(lengths, offsets, stream);
+  add_up_kernel<<<1, kThreads, 0, stream>>>(lengths.const_data_ptr<int64_t>(), masks,
+                                            offsets.mutable_data_ptr<int64_t>());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
   int64_t total = 0;
   STD_CUDA_CHECK(
       cudaMemcpyAsync(&total, offsets.const_data_ptr<int64_t>() + masks, sizeof total, cudaMemcpyDeviceToHost, stream));
