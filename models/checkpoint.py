@@ -155,8 +155,8 @@ def save_weights(
         "format": FORMAT,
         "arch": detector.arch,
         "config": json.dumps(dataclasses.asdict(detector.config)),
-        "class_names": json.dumps(class_names),
-        "category_ids": json.dumps(category_ids),
+        "class_names": json.dumps(list(class_names)),
+        "category_ids": json.dumps([int(key) for key in category_ids]),
         "extra": json.dumps(extra or {}),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
