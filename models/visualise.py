@@ -82,7 +82,8 @@ def comparison_grid(rows: Sequence[tuple[np.ndarray, np.ndarray]], pairs_per_row
     for line, height in zip(lines, heights, strict=True):
         for column, pair in enumerate(line):
             for half, (cell, text) in enumerate(zip(pair, ("ground truth", "detections"), strict=True)):
-                left = column * pair_width + gap + half * (side + gap) + (side - cell.width) // 2
+                # the two of a pair touch, however narrow they are
+                left = column * pair_width + gap + (side + gap if half else side - cell.width)
                 sheet.paste(cell, (left, top + (height - cell.height) // 2))
                 if top == title:
                     draw.text((left, 5), text, fill=(228, 228, 231), font=font)

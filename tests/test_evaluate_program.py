@@ -108,10 +108,12 @@ def test_a_comparison_shows_ground_truth_beside_detections(data, tmp_path):
     dataset = CocoDataset(data, "val", semantic="no")
     picture = save_comparison(KnowsTheAnswers(), dataset, tmp_path / "c.png", count=2)
     np.testing.assert_array_equal(read_image(tmp_path / "c.png"), picture)
-    cells = [picture[32:, left : left + 480] for left in (6, 492, 990, 1476)]  # truth, found, truth, found
-    assert (cells[0] != cells[1]).mean() < 0.1, "only the scores behind the names differ"
-    assert (cells[2] != cells[3]).mean() < 0.1
-    assert (cells[0] != cells[2]).mean() > 0.5
+    lying, standing = 480, 360  # widths; the pairs start at 0 and 984, the two of a pair touch
+    truths = picture[32:, 6 : 6 + lying], picture[32:, 1470 - standing : 1470]
+    founds = picture[32:, 492 : 492 + lying], picture[32:, 1476 : 1476 + standing]
+    for truth, found in zip(truths, founds, strict=True):
+        assert (truth != found).mean() < 0.1, "only the scores behind the names differ"
+    assert (truths[0][:, :standing] != truths[1]).mean() > 0.5
 
 
 def test_the_program_writes_scores_results_and_a_picture(data, weights, tmp_path):
