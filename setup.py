@@ -187,7 +187,7 @@ class BuildKernels(build_ext):
     def build_extensions(self):
         self.torch, torch_version = find_torch()
         self.cxx, compiler = find_compiler()
-        includes = ["-Icsrc", f"-isystem{self.torch / 'include'}"]
+        includes = ["-Icsrc", "-isystem", str(self.torch / "include")]
         commands = {".cpp": [self.cxx, *CXX_FLAGS, *DEFINES, *includes]}
         info = {"version": self.distribution.get_version(), "torch": torch_version}
         info |= {"compiler": compiler, "flags": CXX_FLAGS}

@@ -31,7 +31,7 @@ USAGE = {
 
 def compile_source(source: str, architecture: str, nvcc: str, torch: Path) -> tuple[bool, str]:
     """(whether it compiled, the compiler's messages)."""
-    includes = ["-Icsrc", f"-isystem{torch / 'include'}"]
+    includes = ["-Icsrc", "-isystem", str(torch / "include")]
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, *build.NVCC_FLAGS, *STRICT, *build.gencode([architecture]), "-DUSE_CUDA", *build.DEFINES]
         command += [*includes, "-c", source, "-o", f"{folder}/object.o"]
@@ -76,13 +76,12 @@ def main() -> int:
     )
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda task: compile_source(*task, nvcc, torch), tasks))
-    print(f"{'kernel':<72}{'arch':>8}" + "".join(f"{name:>14}" for name in USAGE))
+    print("".join(f"{name:>14}" for name in ["architecture", *USAGE]) + "  kernel")
     for (source, architecture), (compiled, messages) in zip(tasks, results, strict=True):
-        print(f"{source}{'' if compiled else '  DID NOT COMPILE'}")
-        if not compiled:
-            print(messages)
+        print(f"{source} for sm_{architecture}" + ("" if compiled else f" DID NOT COMPILE\n{messages}"))
         for name, usage in kernels_of(messages) if compiled else []:
-            print(f"  {name:<70}{'sm_' + architecture:>8}" + "".join(f"{value:>14}" for value in usage.values()))
+            numbers = "".join(f"{value:>14}" for value in [f"sm_{architecture}", *usage.values()])
+            print(f"{numbers}  {name if len(name) <= 80 else name[:77] + '...'}")
     failed = sum(not compiled for compiled, _ in results)
     print(f"{len(tasks) - failed} of {len(tasks)} compiled")
     return 1 if failed or not tasks else 0
