@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from .command_line import print_error, run
+from .command_line import print_error, program_name, run
 from .errors import DataError, UsageError
 from .files import make_folder, write_json
 
@@ -61,7 +61,7 @@ class Predict:
 
 def main(options: Predict) -> None:
     if not options.images:
-        raise UsageError("no image is named", fix="python -m models.predict street.jpg --weights W.safetensors")
+        raise UsageError("no image is named", fix=f"{program_name()} street.jpg --weights W.safetensors")
     paths = list(image_files(options.images))
     folder = make_folder(options.output)
 

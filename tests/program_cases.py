@@ -1,6 +1,7 @@
 """A small COCO folder, weights of a small detector, and a way to run a program: for the tests of the programs."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,12 @@ def write_weights(path: Path) -> Path:
     return path
 
 
-def run_program(program: str, *arguments: object) -> subprocess.CompletedProcess:
+def run_program(program: str, *arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess:
+    """Runs `python -m models.PROGRAM`; `largest_file`: bytes beyond which the system refuses to write."""
     command = [sys.executable, "-m", f"models.{program}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=limit)

@@ -173,6 +173,17 @@ def test_an_output_folder_that_is_a_file(images, weights, tmp_path):
     assert (tmp_path / "out").read_text() == "precious"
 
 
+def test_a_full_disk_keeps_the_old_picture(images, weights, tmp_path):
+    old = tmp_path / "out" / "11_detections.jpg"
+    old.parent.mkdir()
+    old.write_text("old")
+    arguments = [images / "11.png", "--weights", weights, "--output", old.parent]
+    process = run_program("predict", *arguments, largest_file=8192)
+    says(process, 4, "error: cannot write the file; the old file is kept as it was\n", f"where: {old}\n", "MiB free in")
+    assert old.read_text() == "old"
+    assert os.listdir(old.parent) == [old.name]
+
+
 @pytest.mark.parametrize("option", ["score_threshold=1.5", "batch_size=0", "resize=800,100"])
 def test_values_out_of_range(images, weights, option):
     says(run_program("predict", images, "--weights", weights, option), 2, option.split("=")[0] + " must be ")
