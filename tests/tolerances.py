@@ -2,8 +2,8 @@
 
 import torch
 
-# Relative to the largest value of the reference: some roundings of the accumulator, for sums of a few hundred terms.
-ACCUMULATED = {torch.float64: 1e-12, torch.float32: 2e-6}
+# Relative to the largest value of the reference: the rounding of coordinates up to some hundred cells, and of sums.
+ACCUMULATED = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 # Half types: at most this many times the error of PyTorch's own rounding of the exact result to that type.
 HALF_ROUNDINGS = 2.0

@@ -75,20 +75,23 @@ CASCADEOPS_HD int64_t first_sample_from(const RoiAxis<real>& axis, int64_t bin_i
   return low;
 }
 
-// The two cells that a sample in [-1, size] reads along one axis, and their weights; beyond the first and the last cell
-// the border's value goes on.
+// The two cells that a sample reads along one axis, and their weights. Beyond the first and the last cell the border's
+// value goes on, for one cell; a sample further out, or at NaN, counts as 0.
 template <typename real>
 struct Taps {
   int64_t low, high;
   real low_weight, high_weight;
+  bool inside;
 };
 
 template <typename real>
 CASCADEOPS_HD Taps<real> bilinear_taps(real position, int64_t size) {
-  const int64_t low = position > real(0) ? static_cast<int64_t>(position) : 0;
-  if (low >= size - 1) return {size - 1, size - 1, real(1), real(0)};
-  const real high_weight = position > real(0) ? position - static_cast<real>(low) : real(0);
-  return {low, low + 1, real(1) - high_weight, high_weight};
+  if (!(position >= real(-1) && position <= static_cast<real>(size))) return {0, 0, real(0), real(0), false};
+  if (position < real(0)) position = real(0);
+  const int64_t low = static_cast<int64_t>(position);
+  if (low >= size - 1) return {size - 1, size - 1, real(1), real(0), true};
+  const real high_weight = position - static_cast<real>(low);
+  return {low, low + 1, real(1) - high_weight, high_weight, true};
 }
 
 // One row of an axis' sampling matrix: calls emit(cell, weight) for the cells that a bin reads, in the order of its
@@ -116,9 +119,8 @@ CASCADEOPS_HD void for_each_cell(const RoiAxis<real>& axis, int64_t bin, int64_t
   };
   const real shift = static_cast<real>(origin);
   for (int64_t i = first_sample_from(axis, bin, shift - real(1)); i < axis.samples; ++i) {
-    const real position = axis.position(bin, i) - shift;
-    if (position > static_cast<real>(size)) break;
-    const Taps<real> taps = bilinear_taps(position, size);
+    const Taps<real> taps = bilinear_taps(axis.position(bin, i) - shift, size);
+    if (!taps.inside) break;  // and so are all that follow
     add(taps.low, taps.low_weight * sample_weight);
     if (taps.high != taps.low) add(taps.high, taps.high_weight * sample_weight);
   }
