@@ -9,10 +9,10 @@ def multiclass_nms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The best detections of every image after non-maximum suppression within each class.
 
-    Candidates are the (row, class) pairs with score > `score_threshold`, visited by descending score, equal scores by
+    Candidates are the (row, class) pairs with score > ``score_threshold``, visited by descending score, equal scores by
     ascending row * C + class. A candidate is dropped when its IoU with a kept one of its class is greater than
-    `iou_threshold`; the visit ends when `max_detections` are kept. IoU as in `padded_nms`. There is no synchronisation
-    with the host and no gradient.
+    ``iou_threshold``; the visit ends when ``max_detections`` are kept. IoU as in ``padded_nms``. There is no
+    synchronisation with the host and no gradient.
 
     Args:
         boxes: [B, N, 4] (shared by the classes) or [B, N, C * 4] (one per class), (x1, y1, x2, y2) in pixels; any

@@ -10,7 +10,7 @@ def padded_nms(
     """Greedy non-maximum suppression of every image of a batch, each group (class, pyramid level) on its own.
 
     Rows are visited by descending score, equal scores by ascending row; a row is dropped when its IoU with a kept row
-    of its group is greater than `iou_threshold`. The decision is that of the float64 quotient of the float32
+    of its group is greater than ``iou_threshold``. The decision is that of the float64 quotient of the float32
     coordinates, on every device. Boxes without area (x2 <= x1 or y2 <= y1) have IoU 0 with everything. There is no
     synchronisation with the host and no gradient.
 

@@ -8,7 +8,7 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     """Masks at image size from box-sized probabilities.
 
     The centre of every pixel is looked up in the mask stretched over its box: bilinear between cell centres, zero
-    beyond the mask, as `grid_sample(align_corners=False, padding_mode="zeros")` in float32. A box without area
+    beyond the mask, as ``grid_sample(align_corners=False, padding_mode="zeros")`` in float32. A box without area
     (x2 <= x1 or y2 <= y1) gives an empty mask. CPU and CUDA agree byte for byte. No gradient.
 
     Args:
@@ -25,8 +25,8 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
         RuntimeError: for a wrong shape, dtype, device, size or threshold; on the CPU also for a box that is not finite
             (a CUDA kernel cannot raise: there its mask is empty).
 
-    Source: `_do_paste_mask` of detectron2 and mmdetection, evaluated on the whole image (their CPU path cuts the faint
-    outer half cell of large boxes, which only a threshold below 0.5 shows).
+    Source: ``_do_paste_mask`` of detectron2 and mmdetection, evaluated on the whole image (their CPU path cuts the
+    faint outer half cell of large boxes, which only a threshold below 0.5 shows).
     """
     height, width = image_size
     return torch.ops.cascadeops.paste_masks(probs.detach().float(), boxes.detach().float(), height, width, threshold)

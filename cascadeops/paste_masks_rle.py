@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
-    """`pycocotools.mask.encode` of `paste_masks`, byte for byte, without an image-sized mask.
+    """``pycocotools.mask.encode`` of ``paste_masks``, byte for byte, without an image-sized mask.
 
     Each mask is walked down the columns of its own box; memory grows with the length of the result. The result lives
     on the host: with CUDA tensors this is the one mask operator that waits for the device (once for the total size and
@@ -24,9 +24,9 @@ def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
         N dicts {"size": [height, width], "counts": bytes}.
 
     Raises:
-        RuntimeError: as `paste_masks`.
+        RuntimeError: as ``paste_masks``.
 
-    Source: pasting as `paste_masks`; format of github.com/cocodataset/cocoapi, common/maskApi.
+    Source: pasting as ``paste_masks``; format of github.com/cocodataset/cocoapi, common/maskApi.
     """
     height, width = image_size
     counts, offsets = torch.ops.cascadeops.paste_masks_rle(

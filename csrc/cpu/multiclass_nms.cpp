@@ -9,12 +9,21 @@
 
 #include "checks.h"
 #include "cpu/greedy_nms.h"
+#include "cpu/simd.h"
 
 namespace cascadeops {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Whether a row has a candidate, or a NaN: most rows of a detector have none.
+CASCADEOPS_CLONES
+bool any_above(const float* scores, int64_t count, float threshold) {
+  int any = 0;
+  for (int64_t i = 0; i < count; ++i) any |= !(scores[i] <= threshold);
+  return any != 0;
+}
 
 // One image's part of the output.
 struct Detections {
@@ -32,6 +41,7 @@ int64_t nms_of_image(const Box* boxes,     // [N] or [N, C]
   candidates.num_groups = static_cast<int32_t>(classes);
   std::vector<int32_t> source;  // row of each candidate
   for (int64_t row = 0; row < rows; ++row) {
+    if (!any_above(scores + row * classes, classes, score_threshold)) continue;
     for (int64_t label = 0; label < classes; ++label) {
       const float score = scores[row * classes + label];
       if (score <= score_threshold) continue;
