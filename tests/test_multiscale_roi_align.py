@@ -100,6 +100,22 @@ def test_samples_up_to_one_cell_outside_take_the_border_and_others_are_zero(devi
     assert pooled.item() == 0.75
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_types_are_read_and_rounded_as_pytorch_does(device, dtype, layout):
+    # Every finite value with a partner of similar size, as channels; the bin's two samples are the two cells.
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    values = values[values.isfinite()]
+    partners = values * (1 + torch.rand(len(values), dtype=torch.float32)).to(dtype)
+    partners = partners.where(partners.isfinite(), values)
+    pairs = torch.stack([values, partners], dim=1).to(device)
+    features = [pairs.reshape(1, -1, 1, 2).contiguous(memory_format=layout)]
+    box = torch.tensor([[0.0, 0, 0, 2, 1]], device=device)
+    assert torch.equal(cascadeops.multiscale_roi_align(features, box, (1, 2), [1.0]), features[0])
+    means = cascadeops.multiscale_roi_align(features, box, 1, [1.0]).flatten()
+    assert torch.equal(means, (pairs.float() * 0.5).sum(dim=1).to(dtype))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_result_and_gradient_follow_the_layout_of_the_maps(device, layout):
     features, rois = random_pyramid(device, layout=layout), random_rois(device)
