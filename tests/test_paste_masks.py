@@ -1,0 +1,168 @@
+"""paste_masks: box-sized mask probabilities at image size."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascadeops import paste_masks
+from cascadeops.reference.paste_masks import paste_masks as reference
+from cascadeops.reference.paste_masks import paste_probs
+
+GOLDENS = np.load(Path(__file__).with_name("goldens") / "ops.npz")
+INFINITY, NAN = float("inf"), float("nan")
+
+# Inside, across each border, covering the image and more, beside it, smaller than a pixel, without area, inverted.
+BOXES = torch.tensor(
+    [
+        [10.3, 5.2, 40.7, 30.1],
+        [-7.5, 3.0, 9.0, 20.0],
+        [3.0, -9.5, 20.0, 9.0],
+        [45.0, 30.0, 70.0, 60.0],
+        [0.0, 0.0, 53.0, 41.0],
+        [-60.0, -50.0, 110.0, 90.0],
+        [60.0, 2.0, 80.0, 20.0],
+        [2.0, -30.0, 20.0, -5.0],
+        [20.4, 11.4, 20.6, 11.6],
+        [20.0, 11.0, 20.0, 30.0],
+        [20.0, 11.0, 40.0, 11.0],
+        [30.0, 30.0, 10.0, 10.0],
+        [5.0, 5.0, 5.4, 40.0],
+    ]
+)
+IMAGE = (41, 53)
+
+
+def random_probs(masks, h, w):
+    """Quarters: many pixels then meet a threshold of 0.25 or 0.5 exactly."""
+    return (torch.rand(masks, h, w) * 4).round() / 4
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.25, 0.9, -1.0])
+@pytest.mark.parametrize(("h", "w"), [(28, 28), (1, 1), (7, 19), (112, 5)])
+def test_equals_reference_byte_for_byte(device, poisoned_memory, h, w, threshold):
+    probs = random_probs(len(BOXES), h, w)
+    result = paste_masks(probs.to(device), BOXES.to(device), IMAGE, threshold)
+    expected = reference(probs, BOXES, IMAGE, threshold)
+    assert result.dtype == expected.dtype == (torch.bool if threshold > 0 else torch.uint8)
+    assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("image_size", [(1, 1), (1, 64), (64, 1), (33, 300), (300, 33)])
+def test_equals_reference_on_any_image(device, image_size):
+    height, width = image_size
+    corner = torch.rand(20, 2) * torch.tensor([width, height]) * 1.4 - 0.2 * torch.tensor([width, height])
+    boxes = torch.cat([corner, corner + torch.rand(20, 2) * torch.tensor([2.0, 200.0])], 1)
+    probs = torch.rand(20, 14, 14)
+    for threshold in (0.5, -1.0):
+        result = paste_masks(probs.to(device), boxes.to(device), image_size, threshold)
+        assert torch.equal(result.cpu(), reference(probs, boxes, image_size, threshold))
+
+
+def test_reference_is_grid_sample():
+    boxes, probs = BOXES[:9].double(), torch.rand(9, 11, 17, dtype=torch.float64)
+    x, y = torch.arange(53) + 0.5, torch.arange(41) + 0.5
+    grid_x = (x - boxes[:, :1]) / (boxes[:, 2:3] - boxes[:, :1]) * 2 - 1
+    grid_y = (y - boxes[:, 1:2]) / (boxes[:, 3:] - boxes[:, 1:2]) * 2 - 1
+    grid = torch.stack([grid_x[:, None, :].expand(9, 41, 53), grid_y[:, :, None].expand(9, 41, 53)], -1)
+    expected = torch.nn.functional.grid_sample(probs[:, None], grid, align_corners=False)[:, 0]
+    torch.testing.assert_close(paste_probs(probs, boxes, IMAGE), expected, rtol=0, atol=1e-12)
+
+
+def test_equals_mmdetection(device):
+    probs, boxes = (torch.from_numpy(GOLDENS[key]) for key in ("paste_prob_in", "paste_boxes"))
+    expected = torch.from_numpy(GOLDENS["paste_prob_full"])
+    torch.testing.assert_close(paste_probs(probs[:, 0], boxes, (75, 90)), expected, rtol=0, atol=1e-6)
+    result = paste_masks(probs[:, 0].to(device), boxes.to(device), (75, 90))
+    assert torch.equal(result.cpu(), expected >= 0.5)
+
+
+def test_by_hand(device):
+    # One cell of probability 1 over [1, 3) x [1, 2): bilinear, so the value falls from 1 at the centre (2, 1.5) by a
+    # half for each half width. Pixel centres in x: 0.5, 1.5, 2.5, 3.5 -> 1/4, 3/4, 3/4, 1/4; in y: -> 0, 1, 0.
+    probs, boxes = torch.ones(1, 1, 1).to(device), torch.tensor([[1.0, 1.0, 3.0, 2.0]]).to(device)
+    assert paste_masks(probs, boxes, (3, 4), -1).tolist() == [[[0] * 4, [63, 191, 191, 63], [0] * 4]]
+    assert paste_masks(probs, boxes, (3, 4), 0.75).tolist() == [[[False] * 4, [False, True, True, False], [False] * 4]]
+
+
+def test_soft_values_are_clipped(device):
+    probs = torch.tensor([-0.5, 2.0, NAN, 0.5])[:, None, None]
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(4, 4)
+    assert paste_masks(probs.to(device), boxes.to(device), (1, 1), -1).flatten().tolist() == [0, 255, 0, 127]
+
+
+def test_no_masks(device):
+    result = paste_masks(torch.zeros(0, 28, 28).to(device), torch.zeros(0, 4).to(device), (5, 6))
+    assert result.shape == (0, 5, 6) and result.dtype == torch.bool
+
+
+def test_non_contiguous_and_unaligned_input(device):
+    probs = torch.rand(len(BOXES), 9, 13)
+    expected = reference(probs, BOXES, IMAGE)
+    transposed = probs.transpose(1, 2).contiguous().transpose(1, 2)
+    shifted = torch.cat([torch.zeros(1), BOXES.flatten()])[1:].view_as(BOXES)  # starts at the second float
+    assert torch.equal(paste_masks(transposed.to(device), shifted.to(device), IMAGE).cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_dtypes_are_read_as_float32(device, dtype):
+    probs, boxes = torch.rand(len(BOXES), 14, 14).to(dtype), BOXES.to(dtype)
+    expected = reference(probs.float(), boxes.float(), IMAGE)
+    assert torch.equal(paste_masks(probs.to(device), boxes.to(device), IMAGE).cpu(), expected)
+
+
+def test_same_result_for_any_number_of_threads():
+    probs, before, results = torch.rand(len(BOXES), 28, 28), torch.get_num_threads(), []
+    boxes = BOXES * 20  # large enough to be shared out
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(paste_masks(probs, boxes, (820, 1060)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY])
+def test_box_that_is_not_finite_is_an_error_on_the_cpu_and_empty_on_cuda(device, value):
+    probs, boxes = torch.ones(3, 4, 4), torch.tensor([0.0, 0.0, 9.0, 9.0]).repeat(3, 1)
+    boxes[1, 2] = value
+    if device.type == "cpu":
+        with pytest.raises(RuntimeError, match="paste_masks: boxes must be finite; see row 1"):
+            paste_masks(probs, boxes, (9, 9))
+    else:
+        assert paste_masks(probs.to(device), boxes.to(device), (9, 9)).flatten(1).any(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probs": torch.zeros(2, 1, 28, 28)}, r"paste_masks: probs must have shape \[N, h, w\], got \[2, 1, 28, 28\]"),
+        ({"probs": torch.zeros(2, 0, 28)}, r"probs must have at least one cell each, got shape \[2, 0, 28\]"),
+        ({"boxes": torch.zeros(3, 4)}, r"boxes must have shape \[N, 4\] = \[2, 4\], got \[3, 4\]"),
+        ({"image_size": (0, 5)}, r"image_size \(height, width\) must be in \[1, 2\*\*23\], got \(0, 5\)"),
+        ({"image_size": (5, -1)}, r"got \(5, -1\)"),
+        ({"image_size": (5, 2**23 + 1)}, r"got \(5, 8388609\)"),
+        ({"threshold": 0.0}, "threshold must be positive, or negative for uint8 probabilities, got 0"),
+        ({"threshold": NAN}, "threshold must be positive, or negative for uint8 probabilities, got nan"),
+    ],
+)
+def test_errors(device, changes, message):
+    arguments = {"probs": torch.zeros(2, 28, 28), "boxes": torch.zeros(2, 4), "image_size": (5, 5), "threshold": 0.5}
+    arguments |= changes
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    with pytest.raises(RuntimeError, match=message):
+        paste_masks(**moved)
+
+
+@pytest.mark.parametrize("threshold", [0.5, -1.0])
+def test_opcheck(device, threshold):
+    arguments = (torch.rand(len(BOXES), 7, 9, device=device), BOXES.to(device), *IMAGE, threshold)
+    torch.library.opcheck(torch.ops.cascadeops.paste_masks.default, arguments)
+
+
+def test_compiles_without_a_graph_break(device):
+    probs, boxes = torch.rand(len(BOXES), 7, 9).to(device), BOXES.to(device)
+    compiled = torch.compile(paste_masks, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(probs, boxes, IMAGE), paste_masks(probs, boxes, IMAGE))
