@@ -1,5 +1,5 @@
-// Every operator of CascadeOps, on one page. The CPU kernels live in this library, the CUDA kernels in cascadeops._C_cuda;
-// fake kernels and autograd are registered from Python (cascadeops/<operator>.py).
+// Every operator of CascadeOps, on one page. The CPU kernels live in this library, the CUDA kernels in
+// cascadeops._C_cuda; fake kernels and autograd are registered from Python (cascadeops/<operator>.py).
 //
 // Only the LibTorch stable ABI is used, so that one binary serves every torch >= 2.10.
 
@@ -9,14 +9,16 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   // features: L maps [N, C, H_l, W_l], finest first; rois: [K, 5] (batch index, x1, y1, x2, y2), index -1 = padding row
   library.def(
       "multiscale_roi_align(Tensor[] features, Tensor rois, int output_height, int output_width, "
-      "float[] spatial_scales, int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log) -> Tensor");
+      "float[] spatial_scales, int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log) -> "
+      "Tensor");
   library.def(
       "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor rois, float[] spatial_scales, "
       "int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log) -> Tensor[]");
 
   // bitmaps: all ground-truth crops, flattened one after the other; windows: [G, 4] (x0, y0, width, height)
   library.def(
-      "mask_targets(Tensor bitmaps, Tensor offsets, Tensor windows, Tensor boxes, Tensor index, int output_size) -> Tensor");
+      "mask_targets(Tensor bitmaps, Tensor offsets, Tensor windows, Tensor boxes, Tensor index, int output_size) -> "
+      "Tensor");
 
   // boxes: [B, N, 4]; scores: [B, N]; a score of -inf marks a padding row
   library.def(
