@@ -25,7 +25,7 @@ programs:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs one program and ends the process with its exit code; 2 for an unknown program."""
+    """Runs one program; ends the process with 2 for an unknown one, with 4 where a package that it needs is missing."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
         print(HELP.format(programs="\n".join(f"  {name:<10}{text}" for name, text in PROGRAMS.items())), end="")
@@ -41,12 +41,8 @@ def main(arguments: Sequence[str]) -> None:
 
         near = difflib.get_close_matches(name, PROGRAMS, n=1)
         hint = f"did you mean `cascadeops {near[0]}`?" if near else f"there are: {', '.join(PROGRAMS)}."
-        sys.exit(_fail(f"error: cascadeops has no program {name!r}; {hint}"))
-
-
-def _fail(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
+        print(f"error: cascadeops has no program {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run_as_main(name: str, argv: list[str]) -> None:
@@ -61,4 +57,9 @@ def _run_as_main(name: str, argv: list[str]) -> None:
     module.__name__ = "__main__"
     sys.modules["__main__"] = module
     sys.argv = argv
-    exec(spec.loader.get_code(spec.name), module.__dict__)
+    try:
+        exec(spec.loader.get_code(spec.name), module.__dict__)
+    except ModuleNotFoundError as error:
+        fix = "pip install 'cascadeops[detect]'   (in a checkout: pip install '.[detect]')"
+        print(f"error: {argv[0]} needs the package {error.name}; fix: {fix}", file=sys.stderr)
+        sys.exit(4)

@@ -209,6 +209,13 @@ def test_console_command_helps_without_torch(installed, without_torch, program):
     assert f"cascadeops {program} " in result.stdout  # the examples can be copied
 
 
+def test_console_command_names_a_missing_package(installed, tmp_path):
+    (tmp_path / "tyro.py").write_text("raise ModuleNotFoundError('No module named tyro', name='tyro')")
+    result = command(installed, "train", "--help", before=str(tmp_path))
+    assert result.returncode == 4
+    assert "error: cascadeops train needs the package tyro; fix: pip install 'cascadeops[detect]'" in result.stderr
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_checkout_helps_without_torch(without_torch, program):
     line = [sys.executable, "-m", f"models.{program}", "--help"]
