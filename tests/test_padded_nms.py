@@ -88,11 +88,19 @@ def test_decides_one_float32_step_around_the_threshold(device):
 
 
 def test_decides_where_float32_overflows_and_underflows(device):
-    scale = torch.tensor([1e-30, 1.0, 1e30])[:, None, None]
+    # 3.5e-24: of the areas only that of the first box is not 0; 2.4e18: only that one overflows.
+    scale = torch.tensor([1e-30, 3.5e-24, 1.0, 2.4e18, 1e30])[:, None, None]
     boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 5], [0, 0, 4, 8]]) * scale  # IoU with the first: 5/8, 1/2
-    scores = torch.tensor([0.9, 0.8, 0.7]).repeat(3, 1)
+    scores = torch.tensor([0.9, 0.8, 0.7]).repeat(5, 1)
     index, _ = padded_nms(boxes.to(device), scores.to(device), None, 0.6, 3)
-    assert index.tolist() == [[0, 2, -1]] * 3
+    assert index.tolist() == [[0, 2, -1]] * 5
+
+
+def test_threshold_too_small_for_float32(device):
+    boxes = torch.tensor([[[0.0, 0, 1e5, 1e5], [0, 0, 1e-15, 1.7e-20]]])  # IoU 1.7e-45; float32 has 1.4e-45 and 2.8e-45
+    scores = torch.tensor([[0.9, 0.8]])
+    counts = [padded_nms(boxes.to(device), scores.to(device), None, t, 2)[1].item() for t in (1.6e-45, 2.0e-45)]
+    assert counts == [1, 2]
 
 
 def test_boxes_without_area_overlap_nothing(device):
@@ -110,7 +118,7 @@ def test_groups_do_not_suppress_each_other(device):
 
 def test_equal_scores_go_by_row_and_both_zeros_are_equal(device):
     boxes = torch.tensor([0.0, 0.0, 10.0, 10.0]).repeat(1, 4, 1) + 20 * torch.arange(4)[None, :, None]
-    scores = torch.tensor([[0.0, 1.0, -0.0, 1.0]])
+    scores = torch.tensor([[-0.0, 1.0, 0.0, 1.0]])
     assert padded_nms(boxes.to(device), scores.to(device), None, 0.5, 4)[0].tolist() == [[1, 3, 0, 2]]
 
 

@@ -4,7 +4,7 @@
 // Float32 decides almost all pairs: its relative error is below 2^-19 (three roundings each in inter and in both areas,
 // three in the union, two in the product: 17 half-ulps of 2^-24, to first order), so a pair that passes or fails by
 // more than 2^-18 has the float64 answer too. The few between are decided in float64. The bound needs a union far from
-// overflow and underflow and a threshold that is not tiny; outside of that every overlapping pair counts as doubtful.
+// overflow and underflow and a threshold that float32 holds; outside of that every overlapping pair counts as doubtful.
 #pragma once
 
 #include "common/portable.h"
@@ -29,7 +29,7 @@ struct IouTest {
 };
 
 inline IouTest make_iou_test(double threshold) {
-  constexpr double margin = 1.0 / (1 << 18), tiny = 1.0 / (1 << 20);
+  constexpr double margin = 0x1p-18, tiny = 0x1p-100;
   if (threshold > 0 && threshold < tiny) return {threshold, -1.0f, 2.0f};  // neither side is ever sure
   return {threshold, static_cast<float>(threshold * (1 - margin)), static_cast<float>(threshold * (1 + margin))};
 }
