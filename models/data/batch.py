@@ -65,9 +65,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     scale, shift = 1 / np.float32(STD), -np.float32(MEAN) / np.float32(STD)
     for index, sample in enumerate(samples):
         h, w = sizes[index]
-        inside = images[index, :h, :w]
-        np.multiply(sample.image, scale, out=inside)
-        inside += shift
+        # Whole rows at a time: numpy is 10 times slower where its innermost loop is over the 3 channels.
+        inside = images[index].reshape(height, -1)[:h, : 3 * w]
+        np.multiply(sample.image.reshape(h, -1), np.tile(scale, w), out=inside)
+        inside += np.tile(shift, w)
         objects = len(sample.labels)
         boxes[index, :objects] = sample.boxes
         labels[index, :objects] = sample.labels
