@@ -43,6 +43,10 @@ class TrainConfig:
     """Largest norm of the gradient; 0: not clipped (the norm is reported all the same)."""
     resize: tuple[int, int] | None = (800, 1333)
     """Largest (short, long) side in pixels; None: images as they are."""
+    flip: float = 0.5
+    """Probability that a training image is mirrored."""
+    colour_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation, 0..1."""
     semantic: Literal["auto", "yes", "no"] = "auto"
     """The semantic branch; auto: if the data has stuffthingmaps."""
     amp: Literal["off", "bfloat16", "float16"] = "off"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .build import build_from_config
 from .checkpoint import load_backbone, load_weights, save_weights
-from .data import CocoDataset, default_dataset, training_loader
+from .data import CocoDataset, TransformSettings, default_dataset, training_loader
+from .devices import choose_device
 from .errors import DataError, UsageError
 from .evaluate import evaluate_detector, save_comparison
 from .files import atomic_path, make_folder, write_json
@@ -30,10 +31,10 @@ def train(config: TrainConfig) -> None:
     Raises:
         DataError: the data, the weights or the checkpoint cannot be used. UsageError: the output folder holds another run.
     """
-    device = pick_device(config.device)
+    device = choose_device(config.device)
     root = config.data or default_dataset()
-    train_set = CocoDataset(root, "train", semantic=config.semantic)
-    val_set = CocoDataset(root, "val", semantic="no")
+    train_set = CocoDataset(root, "train", semantic={"auto": "auto", "yes": True, "no": False}[config.semantic], training=True)
+    val_set = CocoDataset(root, "val", semantic=False)
     check_same_classes(train_set, val_set)
     config = fit_to_data(config, train_set)
     output = make_folder(config.output)
@@ -53,7 +54,7 @@ def train(config: TrainConfig) -> None:
     # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
-    loader = make_loader(config, train_set, epoch=0)
+    loader = make_loader(config, train_set)
     steps_per_epoch = len(loader)
     total = config.epochs * steps_per_epoch
     if config.max_iterations is not None:
@@ -72,7 +73,7 @@ def train(config: TrainConfig) -> None:
     with Progress("train", total=total, unit="steps", done=iteration) as progress:
         while iteration < total:
             epoch, start_batch = divmod(iteration, steps_per_epoch)
-            loader = make_loader(config, train_set, epoch, start_batch)
+            loader.set_epoch(epoch, start_batch)
             for batch in loader:
                 batch = batch.to(device)
                 rate = learning_rate(config, iteration, steps_per_epoch)
@@ -117,23 +118,6 @@ def train(config: TrainConfig) -> None:
     print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError("unknown device", where=f"--device {name}", fix="--device cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "CUDA was asked for and torch finds none",
-            where=f"--device {name}",
-            why=f"torch {torch.__version__}, built for CUDA {torch.version.cuda}",
-            fix="python -m cascadeops   tells what is missing; --device cpu trains without",
-        )
-    return device
-
-
 def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
     """The configuration with the data's numbers of classes, and with the semantic branch only if there are maps for it."""
     detector = dataclasses.replace(
@@ -165,16 +149,21 @@ def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> 
     return config.learning_rate * warmup * 0.1**decays
 
 
-def make_loader(config: TrainConfig, dataset: CocoDataset, epoch: int, start_batch: int = 0):
+def make_loader(config: TrainConfig, dataset: CocoDataset):
     return training_loader(
         dataset,
         batch_size=config.batch_size,
         seed=config.seed,
-        epoch=epoch,
-        start_batch=start_batch,
-        resize=config.resize,
         workers=config.workers,
+        settings=transform_settings(config),
     )
+
+
+def transform_settings(config: TrainConfig) -> TransformSettings:
+    if config.resize is None:
+        return TransformSettings(short=None, flip=config.flip, colour=config.colour_jitter)
+    short, long = config.resize
+    return TransformSettings(short=(short,), long=long, flip=config.flip, colour=config.colour_jitter)
 
 
 class LossWindow:
