@@ -18,7 +18,7 @@ def grid_anchors(
         ratios: height / width.
 
     Returns:
-        One [H_l * W_l * len(ratios), 4] tensor a level, in pixels. An anchor is centred on the top left corner of its cell.
+        One [H_l * W_l * len(ratios), 4] tensor a level, in pixels. An anchor is centred on its cell's top left corner.
     """
     anchors = []
     for (height, width), stride in zip(sizes, strides, strict=True):

@@ -12,7 +12,7 @@ MAX_LOG_SCALE = abs(math.log(16 / 1000))
 
 
 def encode_boxes(boxes: Tensor, gt_boxes: Tensor, stds: tuple[float, ...]) -> Tensor:
-    """Deltas (dx, dy, dw, dh) that move `boxes` [..., 4] onto `gt_boxes` [..., 4] (R-CNN, appendix C), divided by `stds`."""
+    """Deltas (dx, dy, dw, dh) from `boxes` [..., 4] to `gt_boxes` [..., 4] (R-CNN, appendix C), divided by `stds`."""
     size = boxes[..., 2:] - boxes[..., :2]
     gt_size = gt_boxes[..., 2:] - gt_boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5

@@ -1,7 +1,7 @@
 """Weights: our own safetensors files, and other projects' files translated name by name.
 
-A weights file of ours is self-contained: its header holds the architecture, the whole configuration and the class names,
-so that `load_detector(path)` needs nothing else.
+A weights file of ours is self-contained: its header holds the architecture, the configuration and the class names, so
+that `load_detector(path)` needs nothing else.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def load_weights(detector: torch.nn.Module, source: str | os.PathLike | dict[str
             "these weights are of another architecture than the detector",
             where=where,
             why=f"{len(problems)} of {len(expected)} tensors differ:\n{shown}",
-            fix="build the detector that the weights were trained as (architecture, backbone, number of classes, semantic branch)",
+            fix="build the detector that they were trained as: architecture, backbone, number of classes, semantic branch",
         )
     detector.load_state_dict(state)
 
@@ -197,7 +197,7 @@ def load_backbone(backbone: torch.nn.Module, path: str | os.PathLike) -> None:
         raise DataError(
             "these weights are of another backbone",
             where=os.fspath(path),
-            why=f"{len(wrong)} of {len(expected)} tensors are missing, unknown or of another shape: {', '.join(wrong[:4])}",
+            why=f"{len(wrong)} of {len(expected)} tensors are missing or of another shape: {', '.join(wrong[:4])}",
             fix="name the file of the same network, with torchvision's names",
         )
     backbone.load_state_dict(state, strict=False)

@@ -14,8 +14,8 @@ PROGRAMS = {
 HELP = """usage: cascadeops PROGRAM [OPTIONS]     (cascadeops PROGRAM --help lists the options)
 
   cascadeops train --arch scnet
-  cascadeops evaluate --weights runs/scnet/best.safetensors --data data/coco
-  cascadeops predict street.jpg --weights runs/scnet/best.safetensors --output found
+  cascadeops evaluate --weights runs/scnet/weights.safetensors --data data/coco
+  cascadeops predict street.jpg --weights runs/scnet/weights.safetensors --output found
 
 programs:
 {programs}

@@ -70,7 +70,7 @@ class ResidualMaskHead(nn.Module):
 
 
 class ResidualSemanticHead(nn.Module):
-    """All levels summed at stride 8, residual blocks, then classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
+    """All levels summed at stride 8, residual blocks, classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
 
     fused_level = 1
 
@@ -95,7 +95,7 @@ class ResidualSemanticHead(nn.Module):
 
 
 class GlobalContextHead(nn.Module):
-    """Which classes the image holds, from the coarsest level; the pooled feature is context for every RoI (SCNet, 3.3)."""
+    """Which classes the image holds, from the coarsest level; its pooled feature is context for RoIs (SCNet, 3.3)."""
 
     def __init__(self, channels: int, num_blocks: int, num_classes: int):
         super().__init__()

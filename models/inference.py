@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import cascadeops
+
+from .data.transforms import resize_image, resized_size
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of ImageNet, RGB, 0..255."""
@@ -63,35 +64,23 @@ def predict(detector: torch.nn.Module, image, resize: tuple[int, int] | None = N
 
 
 def make_batch(images: list[np.ndarray], resize: tuple[int, int] | None, device) -> tuple[Tensor, Tensor]:
-    """uint8 [H, W, 3] images -> normalised, zero-padded [N, 3, H, W] channels-last, and [N, 2] (height, width) before padding."""
+    """uint8 [H, W, 3] images -> normalised, zero-padded [N, 3, H, W], and [N, 2] (height, width) before padding."""
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     scaled = []
     for image in images:
+        if resize is not None:
+            image = resize_image(image, resized_size(*image.shape[:2], *resize))
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).float()
-        size = resized(image.shape[:2], resize)
-        if size != image.shape[:2]:
-            planes = pixels.permute(2, 0, 1)[None]
-            pixels = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).round()
         scaled.append(((pixels - mean) / std).permute(2, 0, 1))
-    height, width = (
-        -(-max(x.shape[axis] for x in scaled) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2)
-    )
+    height, width = (-(-max(x.shape[axis] for x in scaled) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2))
     batch = torch.zeros(len(scaled), 3, height, width, device=device).to(memory_format=torch.channels_last)
     for row, x in zip(batch, scaled, strict=True):
         row[:, : x.shape[1], : x.shape[2]] = x
     return batch, torch.tensor([x.shape[1:] for x in scaled], device=device)
 
 
-def resized(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple[int, int]:
-    """Largest (height, width) whose short side is within limits[0] and long side within limits[1], aspect ratio kept."""
-    if limits is None:
-        return size
-    factor = min(limits[0] / min(size), limits[1] / max(size))
-    return tuple(max(1, int(side * factor + 0.5)) for side in size)
-
-
 def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple[int, int]]) -> list[Result]:
-    """Fixed-capacity detections -> one `Result` an image, in pixels of the original images; reads the counts (one sync).
+    """Fixed-capacity detections -> one `Result` an image, in pixels of the originals; reads the counts (one sync).
 
     Args:
         network_sizes: [N, 2] (height, width) of the images as the network saw them, without padding.
@@ -103,7 +92,9 @@ def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple
         scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]], device=detections.boxes.device).repeat(2)
         boxes = detections.boxes[i, :count] * scale
         masks = cascadeops.paste_masks_rle(detections.mask_probs[i, :count], boxes, size)
-        results.append(Result(boxes.cpu(), detections.scores[i, :count].cpu(), detections.labels[i, :count].cpu(), masks))
+        results.append(
+            Result(boxes.cpu(), detections.scores[i, :count].cpu(), detections.labels[i, :count].cpu(), masks)
+        )
     return results
 
 

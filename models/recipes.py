@@ -45,12 +45,14 @@ class TrainConfig:
     """Largest (short, long) side in pixels; None: images as they are."""
     flip: float = 0.5
     """Probability that a training image is mirrored."""
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Training images are scaled by a factor drawn from this interval."""
     colour_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation, 0..1."""
     semantic: Literal["auto", "yes", "no"] = "auto"
     """The semantic branch; auto: if the data has stuffthingmaps."""
-    amp: Literal["off", "bfloat16", "float16"] = "off"
-    """Automatic mixed precision."""
+    amp: Literal["off", "auto", "bfloat16", "float16"] = "off"
+    """Automatic mixed precision; auto: bfloat16 where the hardware computes with it, else off."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes CUDA where it is."""
     workers: int = 2
@@ -81,20 +83,26 @@ class TrainConfig:
 
 SMALL = TrainConfig(
     output=Path("runs/scnet-small"),
-    epochs=12,
+    epochs=7,
     batch_size=8,
-    learning_rate=0.02,
+    learning_rate=0.03,
     warmup_iterations=100,
-    decay_epochs=(9, 11),
+    decay_epochs=(5.5, 6.5),
     clip_gradient_norm=10.0,
     resize=None,
+    amp="auto",
     workers=0,
-    evaluate_every=3,
+    evaluate_every=2,
     detector=SCNetConfig(
         backbone=BACKBONES["resnet18_narrow"],
         channels=64,
         rpn=RPNConfig(
-            anchor_scale=4.0, num_samples=128, top_k=300, top_k_training=300, max_proposals=200, max_proposals_training=200
+            anchor_scale=4.0,
+            num_samples=128,
+            top_k=300,
+            top_k_training=300,
+            max_proposals=200,
+            max_proposals_training=200,
         ),
         finest_size=28.0,
         box_channels=256,
@@ -104,6 +112,6 @@ SMALL = TrainConfig(
 """All heads and losses of SCNet on 2 CPU cores, from scratch."""
 
 COCO = replace(TrainConfig(), output=Path("runs/scnet-r50-coco"))
-"""The published recipe: ResNet-50, 12 epochs, 16 images a step, learning rate 0.02 (mmdetection's scnet_r50_fpn_1x_coco)."""
+"""The published recipe: ResNet-50, 12 epochs, 16 images a step, rate 0.02 (mmdetection's scnet_r50_fpn_1x_coco)."""
 
 PRESETS = {"small": SMALL, "coco": COCO}

@@ -1,6 +1,6 @@
 """ResNet ("Deep Residual Learning for Image Recognition", He et al. 2016), stride in the 3x3 convolution.
 
-Differs from the paper only in that (ResNet v1.5, as torchvision and mmdetection have it). Parameter names are torchvision's.
+Differs from the paper only in that (ResNet v1.5, as torchvision and mmdetection have it). Names are torchvision's.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            # The last scale of a block starts at zero, so that every block starts as the identity (Goyal et al. 2017, 5.1).
+            # A block's last scale starts at zero, so that the block starts as the identity (Goyal et al. 2017, 5.1).
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
             elif isinstance(module, BasicBlock):

@@ -49,7 +49,7 @@ class RPN(nn.Module):
         """Best boxes of the batch after NMS within each level.
 
         Returns:
-            boxes [N, P, 4] clipped to the images, by descending score; scores [N, P] in [0, 1], -inf in padding rows; count [N].
+            boxes [N, P, 4] clipped to the images, best first; scores [N, P] in [0, 1], -inf in padding rows; count [N].
         """
         top_k = self.config.top_k_training if self.training else self.config.top_k
         capacity = self.config.max_proposals_training if self.training else self.config.max_proposals

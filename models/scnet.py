@@ -1,5 +1,5 @@
 """SCNet, the sample-consistency detector ("SCNet: Training Inference Sample Consistency for Instance Segmentation",
-Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the self-calibrated backbone of the same name.
+Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the self-calibrated backbone of that name.
 
     images -> ResNet -> FPN -> P2..P6 -+-> RPN ------------------> proposals
                                        +-> semantic head --------> S  (stride 8)
@@ -8,8 +8,9 @@ Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the s
     three times:  RoI features + S + G -> box head -> classes, refined boxes
     once:         RoI features + S + G + relay(feature of the last box head) -> mask head
 
-The mask head sees at test time the boxes of the last stage, so it is trained on that stage's positives alone: the samples
-of training and inference are consistent. Every tensor has a fixed capacity and a count; nothing reads a value on the host.
+At test time the mask head sees the boxes of the last stage, so it is trained on that stage's positives alone: the
+samples of training and inference are consistent. Every tensor has a fixed capacity and a count; nothing reads a value on
+the host. Differs from mmdetection 3.x in one default: the semantic loss is a mean over labelled pixels (`config.py`).
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class SCNet(nn.Module):
         """RoI features + S + G for rois [R, 5]: [R, C, 7, 7]"""
         semantic = self.semantic_features(context, rois)
         if semantic is not None:
-            semantic = F.adaptive_avg_pool2d(semantic, BOX_SIZE)
+            semantic = F.avg_pool2d(semantic, MASK_SIZE // BOX_SIZE)
         return self.fuse(context, rois, BOX_SIZE, semantic)
 
     def mask_features(self, context: Context, rois: Tensor, shared: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ class SCNet(nn.Module):
         """Matches boxes [N, P, 4] at the stage's IoU, puts the ground truth in front, samples.
 
         Returns:
-            Samples whose rows count ground truth first; their boxes [N, S, 4]; their labels [N, S], background = num_classes.
+            Samples whose rows count ground truth first; boxes [N, S, 4]; labels [N, S], background = num_classes.
         """
         config, gt_valid = self.config, gt_labels >= 0
         iou = config.stage_iou[stage]

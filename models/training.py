@@ -14,27 +14,25 @@ from torch import Tensor
 
 from .build import build_from_config
 from .checkpoint import load_backbone, load_weights, save_weights
-from .data import CocoDataset, TransformSettings, default_dataset, training_loader
+from .data import Augmentation, CocoDataset, default_dataset, training_loader
 from .devices import choose_device
 from .errors import DataError, UsageError
 from .evaluate import evaluate_detector, save_comparison
-from .files import atomic_path, make_folder, write_json
+from .files import atomic_write, make_folder, write_json
 from .progress import MetricsLog, Progress
 from .recipes import TrainConfig
-
-AMP_DTYPE = {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def train(config: TrainConfig) -> None:
     """Trains a detector as `config` says and writes weights, metrics and pictures to `config.output`.
 
     Raises:
-        DataError: the data, the weights or the checkpoint cannot be used. UsageError: the output folder holds another run.
+        DataError: the data, the weights or the checkpoint cannot be used. UsageError: the folder holds another run.
     """
     device = choose_device(config.device)
     root = config.data or default_dataset()
-    train_set = CocoDataset(root, "train", semantic={"auto": "auto", "yes": True, "no": False}[config.semantic], training=True)
-    val_set = CocoDataset(root, "val", semantic=False)
+    train_set = CocoDataset(root, "train", semantic=config.semantic, training=True)
+    val_set = CocoDataset(root, "val", semantic="no")
     check_same_classes(train_set, val_set)
     config = fit_to_data(config, train_set)
     output = make_folder(config.output)
@@ -50,7 +48,7 @@ def train(config: TrainConfig) -> None:
     optimizer = torch.optim.SGD(
         parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
     )
-    amp_dtype = AMP_DTYPE[config.amp]
+    amp_dtype = choose_amp_dtype(config.amp, device)
     # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
 
@@ -118,8 +116,17 @@ def train(config: TrainConfig) -> None:
     print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
 
 
+def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """None: float32. "auto" asks the hardware, because emulated bfloat16 is slower than float32."""
+    if amp == "auto":
+        on_gpu = device.type == "cuda"
+        native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        amp = "bfloat16" if native else "off"
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+
+
 def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
-    """The configuration with the data's numbers of classes, and with the semantic branch only if there are maps for it."""
+    """The configuration with the data's numbers of classes, and the semantic branch only if there are maps for it."""
     detector = dataclasses.replace(
         config.detector,
         num_classes=dataset.num_classes,
@@ -155,19 +162,13 @@ def make_loader(config: TrainConfig, dataset: CocoDataset):
         batch_size=config.batch_size,
         seed=config.seed,
         workers=config.workers,
-        settings=transform_settings(config),
+        resize=config.resize,
+        augmentation=Augmentation(flip=config.flip, scale=config.scale_jitter, colour=config.colour_jitter),
     )
 
 
-def transform_settings(config: TrainConfig) -> TransformSettings:
-    if config.resize is None:
-        return TransformSettings(short=None, flip=config.flip, colour=config.colour_jitter)
-    short, long = config.resize
-    return TransformSettings(short=(short,), long=long, flip=config.flip, colour=config.colour_jitter)
-
-
 class LossWindow:
-    """Means since they were last asked for. Values stay on the device until then, so that a step does not wait for them."""
+    """Means since they were last asked for; values stay on the device until then, so that no step waits for them."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
@@ -191,7 +192,8 @@ class LossWindow:
                 "training has diverged: a loss is no longer finite",
                 where=where,
                 why=", ".join(bad),
-                fix="a smaller --learning-rate, a longer --warmup-iterations, or --clip-gradient-norm 10; the last checkpoint is intact",
+                fix="a smaller --learning-rate, longer --warmup-iterations, or --clip-gradient-norm 10;
+the last checkpoint is intact",
             )
         values["images_per_second"] = self._images / (time.monotonic() - self._start)
         self.__init__()
@@ -212,9 +214,8 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
         detector, dataset, batch_size=config.batch_size, resize=config.resize, max_images=config.max_evaluation_images
     )
     log.write(iteration, metrics.flat())
-    progress.print(
-        f"step {iteration}: box AP {metrics.box.ap:.3f}  mask AP {metrics.mask.ap:.3f}  ({metrics.images} images)"
-    )
+    mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
+    progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}  ({metrics.images} images)")
     save_weights(
         output / "weights.safetensors",
         detector,
@@ -260,8 +261,18 @@ def start_or_resume(config: TrainConfig, output: Path) -> dict | None:
     return checkpoint
 
 
-MAY_CHANGE = {"resume", "output", "data", "device", "workers", "max_iterations", "evaluate_every", "log_every",
-              "checkpoint_every", "max_evaluation_images"}
+MAY_CHANGE = {
+    "resume",
+    "output",
+    "data",
+    "device",
+    "workers",
+    "max_iterations",
+    "evaluate_every",
+    "log_every",
+    "checkpoint_every",
+    "max_evaluation_images",
+}
 """Settings that do not change what is computed, so that a resumed run may have others."""
 
 
@@ -278,8 +289,8 @@ def save_checkpoint(output: Path, config, detector, optimizer, scaler, iteration
         "random": random_state(device),
         "config": json.dumps(as_json(config)),
     }
-    with atomic_path(output / "checkpoint.pt") as temporary:
-        torch.save(state, temporary)
+    with atomic_write(output / "checkpoint.pt") as file:
+        torch.save(state, file)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -129,7 +129,9 @@ def test_padded_ground_truth_and_padded_boxes_change_nothing(golden):
 
 def test_no_ground_truth_makes_everything_negative():
     boxes = torch.rand(1, 7, 4)
-    match = match_boxes(boxes, torch.ones(1, 7, dtype=torch.bool), torch.zeros(1, 1, 4), torch.zeros(1, 1).bool(), 0.5, 0.5, 0.5)
+    match = match_boxes(
+        boxes, torch.ones(1, 7, dtype=torch.bool), torch.zeros(1, 1, 4), torch.zeros(1, 1).bool(), 0.5, 0.5, 0.5
+    )
     assert (match == NEGATIVE).all()
 
 
