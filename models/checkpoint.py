@@ -91,7 +91,7 @@ def load_weights(detector: torch.nn.Module, source: str | os.PathLike | dict[str
             "these weights are of another architecture than the detector",
             where=where,
             why=f"{len(problems)} of {len(expected)} tensors differ:\n{shown}",
-            fix="build the detector that they were trained as: architecture, backbone, number of classes, semantic branch",
+            fix="build the detector that they belong to: architecture, backbone, number of classes, semantic branch",
         )
     detector.load_state_dict(state)
 

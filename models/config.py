@@ -25,7 +25,7 @@ class ResNetConfig:
     width: int = 64
     """Channels of the stem and of the 3x3 convolutions of layer1; doubles at each layer."""
     norm: str = "frozen_batch"
-    """frozen_batch: running statistics, trainable scale and shift (mmdetection's norm_eval); batch; group (<= 32 groups)."""
+    """frozen_batch: running statistics, trainable scale and shift (mmdetection's norm_eval); batch; group."""
     frozen_stages: int = 1
     """0: train all; n >= 1: the stem and layer1..layer{n} get no gradient. Only sensible with pretrained weights."""
 

@@ -70,7 +70,7 @@ class ResidualMaskHead(nn.Module):
 
 
 class ResidualSemanticHead(nn.Module):
-    """All levels summed at stride 8, residual blocks, classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
+    """Levels summed at stride 8, residual blocks, classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
 
     fused_level = 1
 

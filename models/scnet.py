@@ -9,8 +9,8 @@ Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the s
     once:         RoI features + S + G + relay(feature of the last box head) -> mask head
 
 At test time the mask head sees the boxes of the last stage, so it is trained on that stage's positives alone: the
-samples of training and inference are consistent. Every tensor has a fixed capacity and a count; nothing reads a value on
-the host. Differs from mmdetection 3.x in one default: the semantic loss is a mean over labelled pixels (`config.py`).
+samples of training and inference are consistent. Every tensor has a fixed capacity and a count; nothing is read on the
+host. Differs from mmdetection 3.x in one default: the semantic loss is a mean over labelled pixels (`config.py`).
 """
 
 from __future__ import annotations
