@@ -83,11 +83,11 @@ class TrainConfig:
 
 SMALL = TrainConfig(
     output=Path("runs/scnet-small"),
-    epochs=7,
+    epochs=6,
     batch_size=8,
     learning_rate=0.03,
     warmup_iterations=100,
-    decay_epochs=(5.5, 6.5),
+    decay_epochs=(4.5, 5.5),
     clip_gradient_norm=10.0,
     resize=None,
     amp="auto",
@@ -107,6 +107,8 @@ SMALL = TrainConfig(
         finest_size=28.0,
         box_channels=256,
         num_samples=64,
+        score_threshold=0.01,
+        max_detections=30,
     ),
 )
 """All heads and losses of SCNet on 2 CPU cores, from scratch."""

@@ -192,7 +192,8 @@ class LossWindow:
                 "training has diverged: a loss is no longer finite",
                 where=where,
                 why=", ".join(bad),
-                fix="a smaller --learning-rate, longer --warmup-iterations, or --clip-gradient-norm 10;\nthe last checkpoint is intact",
+                fix="a smaller --learning-rate, longer --warmup-iterations, or --clip-gradient-norm 10;\n"
+                "the last checkpoint is intact",
             )
         values["images_per_second"] = self._images / (time.monotonic() - self._start)
         self.__init__()

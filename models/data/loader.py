@@ -61,6 +61,8 @@ class BatchLoader:
             batch_sampler=_Keys(self),
             collate_fn=_collate,
             num_workers=workers,
+            # Else each iterator takes a number from the global generator, and a resumed run makes one iterator more.
+            generator=torch.Generator(),
             persistent_workers=workers > 0,
             # Forked workers share the annotations' memory; from Python 3.14 on, forking has to be asked for.
             multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
