@@ -76,7 +76,8 @@ def sample_matches(match: Tensor, num_samples: int, positive_fraction: float) ->
     luck = torch.rand(match.shape, device=match.device)
     lucky_score, lucky = torch.where(positive, luck, -1.0).topk(max_positive, dim=1)
     chosen = torch.zeros_like(positive).scatter(1, lucky, lucky_score >= 0)
-    priority = torch.where(chosen, luck + 2, torch.where(negative, luck + 1, 0.0))
+    # Halved, because 1 + luck may round to 2: a negative would then pass for a positive, once in some million draws.
+    priority = torch.where(chosen, 2 + luck / 2, torch.where(negative, 1 + luck / 2, 0.0))
     priority, index = priority.topk(num_samples, dim=1)
     chosen = priority >= 2
     gt_index = torch.where(chosen, match.gather(1, index), 0)

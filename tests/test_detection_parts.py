@@ -162,6 +162,15 @@ def test_too_few_boxes_leave_padding_rows():
     assert samples.positive.sum() == 1
 
 
+def test_a_negative_with_the_luckiest_draw_stays_negative(monkeypatch):
+    luckiest = 1 - 2.0**-24  # the largest float32 that torch.rand gives; 1 + luckiest rounds to 2
+    monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.full(shape, luckiest))
+    samples = sample_matches(torch.tensor([[NEGATIVE, 3, NEGATIVE, IGNORED]]), num_samples=3, positive_fraction=0.5)
+    assert samples.positive.tolist() == [[True, False, False]]
+    assert samples.gt_index.tolist() == [[3, 0, 0]]
+    assert samples.valid.all()
+
+
 def test_sampling_is_uniform():
     torch.manual_seed(0)
     match = torch.full((4000, 10), NEGATIVE)

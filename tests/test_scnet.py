@@ -37,8 +37,9 @@ def test_shapes_are_fixed_and_padding_rows_say_so(semantic):
     images, sizes = make_batch(random_images((90, 120), (64, 128)), None, "cpu")
     with torch.inference_mode():
         found = detector(images, sizes)
-    assert found.boxes.shape == (2, 100, 4)
-    assert found.mask_probs.shape == (2, 100, 28, 28)
+    capacity = detector.config.max_detections
+    assert found.boxes.shape == (2, capacity, 4)
+    assert found.mask_probs.shape == (2, capacity, 28, 28)
     assert (found.count > 0).all()
     for i, count in enumerate(found.count.tolist()):
         assert (found.scores[i, count:] == -torch.inf).all()
