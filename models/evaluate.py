@@ -80,7 +80,7 @@ def evaluate_detector(
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
     Args:
-        detector: on any device; used in eval mode, and left in the mode that it was in.
+        detector: on any device; a copy of it is used, in eval mode and with its batch norms folded.
         resize: None: images as they are; (short, long): the largest size within these limits.
         max_images: only the first images of the data set.
         progress: advanced by each batch.
@@ -91,34 +91,27 @@ def evaluate_detector(
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
     from .inference import unpack_detections
+    from .resnet import fold_batch_norms
 
     device = next(detector.parameters()).device
     entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
     image_ids: list[int] = []
-    wanted = len(dataset) if max_images is None else min(max_images, len(dataset))
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
-    was_training = detector.training
-    detector.eval()
-    try:
-        for batch in evaluation_loader(dataset, batch_size=batch_size, resize=resize, workers=workers):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                images, sizes = batch.images.to(device), batch.image_sizes.to(device)
-                originals = [tuple(size) for size in batch.original_sizes.tolist()]
-                results = unpack_detections(detector(images, sizes), batch.image_sizes, originals)
-            times.append((len(results), time.perf_counter() - start))
-            used = min(len(results), wanted - len(image_ids))
-            for image_id, result in zip(batch.image_ids[:used], results[:used], strict=True):
-                found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
-                for kind, new in result_entries(image_id, *found, result.masks, dataset.category_ids).items():
-                    entries[kind] += new
-            image_ids += batch.image_ids[:used]
-            if progress is not None:
-                progress.advance(used, speed=f"{_images_per_second(times):.1f} images/s")
-            if len(image_ids) == wanted:
-                break
-    finally:
-        detector.train(was_training)
+    detector = fold_batch_norms(detector)
+    for batch in evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            images, sizes = batch.images.to(device), batch.image_sizes.to(device)
+            originals = [tuple(size) for size in batch.original_sizes.tolist()]
+            results = unpack_detections(detector(images, sizes), batch.image_sizes, originals)
+        times.append((len(results), time.perf_counter() - start))
+        for image_id, result in zip(batch.image_ids, results, strict=True):
+            found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
+            for kind, new in result_entries(image_id, *found, result.masks, dataset.category_ids).items():
+                entries[kind] += new
+        image_ids += batch.image_ids
+        if progress is not None:
+            progress.advance(len(results), speed=f"{_images_per_second(times):.1f} images/s")
     if results_folder is not None:
         write_results(results_folder, entries)
     truth = ground_truth(dataset)

@@ -10,11 +10,7 @@ from torch import Tensor
 
 import cascadeops
 
-from .data.transforms import resize_image, resized_size
-
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of ImageNet, RGB, 0..255."""
-PAD_MULTIPLE = 32
+from .data.transforms import MEAN, STD, padded_size, resize_image, resized_size
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,9 @@ def make_batch(images: list[np.ndarray], resize: tuple[int, int] | None, device)
     for image in images:
         if resize is not None:
             image = resize_image(image, resized_size(*image.shape[:2], *resize))
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).float()
+        pixels = torch.from_numpy(np.require(image, requirements="CW")).to(device).float()
         scaled.append(((pixels - mean) / std).permute(2, 0, 1))
-    height, width = (-(-max(x.shape[axis] for x in scaled) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2))
+    height, width = padded_size(*(max(x.shape[axis] for x in scaled) for axis in (1, 2)))
     batch = torch.zeros(len(scaled), 3, height, width, device=device).to(memory_format=torch.channels_last)
     for row, x in zip(batch, scaled, strict=True):
         row[:, : x.shape[1], : x.shape[2]] = x

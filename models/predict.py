@@ -72,12 +72,13 @@ def main(options: Predict) -> None:
     from .coco_evaluation import result_entries, write_results
     from .devices import choose_device
     from .inference import predict
+    from .resnet import fold_batch_norms
     from .visualise import overlay, save_picture
 
     console = Console(highlight=False)
     device = choose_device(options.device)
     detector, facts = load_detector(options.weights)
-    detector.to(device)
+    detector = fold_batch_norms(detector).to(device)
     names, ids = facts["class_names"], facts["category_ids"]
     resize = options.resize or facts["extra"].get("resize")
 

@@ -94,14 +94,17 @@ def train(config: TrainConfig) -> None:
 
                 if iteration % config.log_every == 0 or iteration == total:
                     values = window.means(where=f"step {iteration}, images {batch.image_ids}")
-                    facts = {"learning_rate": rate, "epoch": iteration / steps_per_epoch, **memory_peak(device)}
-                    log.write(iteration, values | facts)
+                    memory = memory_peak(device)
+                    log.write(
+                        iteration,
+                        values | {"learning_rate": rate, "epoch": iteration / steps_per_epoch, "memory_gib": memory},
+                    )
                     progress.advance(
                         iteration - progress.done,
                         loss=values["loss"],
-                        images_per_second=values["images_per_second"],
+                        speed=f"{values['images_per_second']:.1f} images/s",
                         gradient_norm=values["gradient_norm"],
-                        **memory_peak(device),
+                        memory=f"{memory:.2f} GiB",
                     )
                 if iteration == total:
                     break
@@ -200,22 +203,23 @@ class LossWindow:
         return values
 
 
-def memory_peak(device: torch.device) -> dict[str, float]:
+def memory_peak(device: torch.device) -> float:
     """Peak memory in GiB: of CUDA's allocator, or of this process."""
     if device.type == "cuda":
-        return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
-    return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration: int, progress: Progress) -> None:
     """AP on the validation images, the weights file with it, and a picture of detections beside the ground truth."""
-    detector.eval()
+    num_images = min(len(dataset), config.max_evaluation_images or len(dataset))
+    progress.print(f"step {iteration}: evaluating on {num_images} images")
     metrics = evaluate_detector(
         detector, dataset, batch_size=config.batch_size, resize=config.resize, max_images=config.max_evaluation_images
     )
     log.write(iteration, metrics.flat())
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
-    progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}  ({metrics.images} images)")
+    progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}")
     save_weights(
         output / "weights.safetensors",
         detector,
@@ -225,7 +229,6 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     )
     picture = save_comparison(detector, dataset, output / "detections.png", resize=config.resize)
     log.picture(iteration, "detections", picture)
-    detector.train()
 
 
 # ---- checkpoints: everything that a bit-exact continuation needs

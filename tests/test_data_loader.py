@@ -106,21 +106,31 @@ def test_arguments_out_of_range_are_refused(dataset, wrong):
         evaluation_loader(dataset, **arguments)
 
 
-def test_evaluation_sees_every_image_once_in_order_unflipped(folder):
+def test_evaluation_sees_every_image_once_unflipped_and_padded_to_its_own_size(folder):
     dataset = CocoDataset(folder, "val")
-    loader = evaluation_loader(dataset, 3, resize=(80, 96))
+    loader = evaluation_loader(dataset, 3, resize=(64, 96))
     batches = list(loader)
-    assert [len(batch.image_ids) for batch in batches] == [3, 3, 1] and len(loader) == 3
-    assert [i for batch in batches for i in batch.image_ids] == [dataset.image_info(i).image_id for i in range(7)]
-    sizes = torch.cat([batch.original_sizes for batch in batches])
-    assert np.array_equal(sizes.numpy(), dataset.sizes)
+    row_of = {dataset.image_info(row).image_id: row for row in range(7)}
+    assert sorted(i for batch in batches for i in batch.image_ids) == sorted(row_of)
+    assert len(loader) == len(batches) and max(len(batch.image_ids) for batch in batches) == 3
+    shapes = {tuple(batch.images.shape[2:]) for batch in batches}
+    assert shapes == {(64, 96), (96, 64)}
     for batch in batches:
-        assert batch.image_sizes.tolist() == [[80, 96] if h < w else [96, 80] for h, w in batch.original_sizes.tolist()]
-        assert (batch.scale_factors == 0.5).all()
-    boxes, _ = dataset.objects(0)
-    assert torch.equal(batches[0].gt_boxes[0, : len(boxes)], torch.from_numpy(boxes) / 2)
-    split = [b.image_ids for rank in (0, 1) for b in evaluation_loader(dataset, 2, rank=rank, world=2)]
-    assert sorted(i for ids in split for i in ids) == [1, 2, 3, 4, 5, 6, 7]
+        lying = batch.images.shape[3] == 96
+        assert (batch.image_sizes == torch.tensor([64, 77] if lying else [77, 64])).all()
+        for i, image_id in enumerate(batch.image_ids):
+            assert batch.original_sizes[i].tolist() == dataset.sizes[row_of[image_id]].tolist()
+            boxes = torch.from_numpy(dataset.objects(row_of[image_id])[0]) * batch.scale_factors[i].repeat(2)
+            torch.testing.assert_close(batch.gt_boxes[i, : len(boxes)], boxes, atol=1e-4, rtol=0)
+
+
+def test_evaluation_of_the_first_images_and_by_several_ranks(folder):
+    dataset = CocoDataset(folder, "val")
+    ids = [dataset.image_info(row).image_id for row in range(7)]
+    first = [i for batch in evaluation_loader(dataset, 2, max_images=5) for i in batch.image_ids]
+    assert sorted(first) == sorted(ids[:5])
+    shares = [[i for b in evaluation_loader(dataset, 2, rank=r, world=2) for i in b.image_ids] for r in (0, 1)]
+    assert [sorted(share) for share in shares] == [ids[0::2], ids[1::2]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

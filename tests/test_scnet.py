@@ -12,6 +12,7 @@ from models.config import BACKBONES
 from models.errors import DataError
 from models.inference import make_batch
 from models.padding import used_capacity
+from models.resnet import fold_batch_norms
 
 
 def small_detector(**fields):
@@ -70,6 +71,23 @@ def test_dropping_padding_rows_changes_nothing(monkeypatch):
     assert torch.equal(trimmed.count, whole.count)
     for ours, theirs in zip(trimmed, whole, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_folded_batch_norms_compute_the_same():
+    detector = small_detector().eval()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.5, 0.5)
+    folded = fold_batch_norms(detector)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert not folded.training
+    images, _ = make_batch(random_images((64, 96)), None, "cpu")
+    with torch.inference_mode():
+        for expected, level in zip(detector.backbone(images), folded.backbone(images), strict=True):
+            torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_nothing_found_is_a_result_of_length_zero():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .coco import IGNORED
-from .transforms import DIVISOR, MEAN, STD, Sample
+from .transforms import MEAN, STD, Sample, padded_size
 
 
 class _Movable:
@@ -52,10 +52,10 @@ class Batch(_Movable):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Normalise, pad to the largest sample and a multiple of DIVISOR pixels, stack. At least one sample is needed."""
+    """Normalise, pad to the largest sample and a multiple of 32 pixels, stack. At least one sample is needed."""
     count = len(samples)
     sizes = np.array([sample.image.shape[:2] for sample in samples])
-    height, width = (-(-sizes.max(0) // DIVISOR) * DIVISOR).tolist()
+    height, width = padded_size(*sizes.max(0).tolist())
     capacity = max(1, *(len(sample.labels) for sample in samples))
 
     images = np.zeros((count, height, width, 3), np.float32)

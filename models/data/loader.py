@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from ..errors import DataError
 from .batch import Batch, collate
 from .coco import CocoDataset
-from .transforms import Augmentation, Sample
+from .transforms import Augmentation, Sample, padded_size, resized_size
 
 
 def epoch_batches(upright: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -136,15 +136,21 @@ def evaluation_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool | None = None,
+    max_images: int | None = None,
 ) -> BatchLoader:
-    """Every image once, in the file's order, not augmented; the last batch may be smaller.
+    """Every image once, not augmented, in batches of at most `batch_size` images that are padded to one size.
 
+    So an image is never padded to a larger neighbour, and what is found in it does not depend on the batch size.
     Arguments as for training_loader. With several ranks, rank r takes every world-th image from the r-th on.
+    max_images: only the first images of the file.
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
-    indices = range(rank, len(dataset), world)
-    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index in range(len(dataset) if max_images is None else min(max_images, len(dataset)))[rank::world]:
+        size = tuple(dataset.sizes[index].tolist())
+        groups.setdefault(padded_size(*(resized_size(*size, *resize) if resize else size)), []).append(index)
+    batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
     return BatchLoader(_Samples(dataset, resize), lambda epoch: batches, 0, 0, workers, pin_memory)
 
 

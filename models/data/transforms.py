@@ -65,6 +65,11 @@ def scaled_size(height: int, width: int, factor: float) -> tuple[int, int]:
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple of DIVISOR."""
+    return -(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR
+
+
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear resize of uint8 [H, W, 3] to uint8 [h, w, 3], (h, w) = size; centres at halves, no antialias."""
     if image.shape[:2] == tuple(size):
