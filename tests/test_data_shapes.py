@@ -16,8 +16,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from models.data import figures, shapes
+from models.data.materials import MATERIALS
 from models.data.outline import outline_polygons, rasterise
-from models.data.scene import CLASSES, GROUND_OF, UNLABELLED, SceneSettings, draw_scene
+from models.data.scene import CLASSES, FIGURES, GROUND_OF, UNLABELLED, SceneSettings, draw_scene
 from models.data.shapes import ShapesSettings, cache_root, default_dataset, write_dataset
 from models.errors import MachineError, UsageError
 
@@ -96,24 +97,23 @@ def test_masks_are_the_visible_parts_and_agree_with_the_stuff_maps(folder):
     assert overlap < 0.01 * pixels
 
 
-def test_ball_and_buoy_are_one_figure_on_different_ground():
-    names = [name for name in CLASSES if name in GROUND_OF]
-    assert names == ["ball", "buoy"] and GROUND_OF["ball"] != GROUND_OF["buoy"]
-    seen = {name: [] for name in names}
-    for index in range(60):
+def test_classes_of_one_figure_stand_on_different_ground():
+    assert [FIGURES[name] for name in GROUND_OF] == [figures.disc, figures.disc, figures.star, figures.star]
+    assert len(set(GROUND_OF.values())) == len(GROUND_OF)
+    seen = {name: [] for name in GROUND_OF}
+    for index in range(80):
         scene = draw_scene(np.random.default_rng(index), 160, 192, SceneSettings(things=(3, 4), sticks=0))
         for thing in scene.things:
-            if CLASSES[thing.label] in names and not thing.crowd:
+            if CLASSES[thing.label] in seen and not thing.crowd:
                 rows, columns = np.nonzero(thing.mask)
                 y, x = np.clip([rows.mean(), columns.mean()], 0, None).astype(int)
                 reach = int(np.sqrt(thing.mask.sum() / np.pi)) + 4
                 around = scene.semantic[max(y - reach, 0) : y + reach, max(x - reach, 0) : x + reach]
                 ground = around[(around >= len(CLASSES)) & (around != UNLABELLED)]
                 if ground.size > 50:
-                    seen[CLASSES[thing.label]].append(np.bincount(ground).argmax())
-    water, grass = len(CLASSES), len(CLASSES) + 1
-    assert len(seen["ball"]) > 10 and np.mean(np.equal(seen["ball"], grass)) > 0.9
-    assert len(seen["buoy"]) > 10 and np.mean(np.equal(seen["buoy"], water)) > 0.9
+                    seen[CLASSES[thing.label]].append(np.bincount(ground).argmax() - len(CLASSES))
+    for name, grounds in seen.items():
+        assert len(grounds) > 10 and np.mean(np.equal(grounds, MATERIALS.index(GROUND_OF[name]))) > 0.9
 
 
 def test_nothing_is_kept_of_which_too_little_is_seen():
@@ -125,7 +125,7 @@ def test_nothing_is_kept_of_which_too_little_is_seen():
         assert things == {thing.label for thing in scene.things}, "something is visible and not annotated"
 
 
-@pytest.mark.parametrize("name", ["ring", "frame", "cross", "star", "crescent", "corner"])
+@pytest.mark.parametrize("name", ["ring", "frame", "cross", "star", "crescent"])
 def test_a_filled_box_is_a_bad_mask_of_every_figure_but_the_disc(name):
     """A mask head that fills its box has, over the rotations, a mean IoU below 0.6 on each (0.785 on a disc)."""
     y, x = np.mgrid[-1.2:1.2:200j, -1.2:1.2:200j]

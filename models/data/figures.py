@@ -43,8 +43,3 @@ def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Unit disc less a disc of radius 0.8 whose centre is 0.45 to the right."""
     return np.maximum(np.hypot(x, y) - 1, 0.8 - np.hypot(x - 0.45, y))
-
-
-def corner(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """An L of two bars."""
-    return np.minimum(_box(x + 0.45, y, 0.27, 0.72), _box(x, y - 0.45, 0.72, 0.27))

@@ -43,7 +43,7 @@ def water(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     period = random.uniform(9, 15)
     phase = 1.6 * np.sin(along * (2 * np.pi / random.uniform(45, 80))) + 1.2 * smooth_noise(random, height, width, 30)
     wave = np.sin(across * (2 * np.pi / period) + phase)
-    base = _colour(random, (0.47, 0.68), (0.25, 0.7), (0.45, 0.85))
+    base = _colour(random, (0.3, 0.75), (0.2, 0.6), (0.45, 0.85))
     return base + (random.uniform(14, 26) * wave)[..., None]
 
 
@@ -51,7 +51,7 @@ def grass(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Fine upright streaks."""
     noise = random.standard_normal((height + 5, width), np.float32)
     streaks = sum(noise[i : i + height] for i in range(6)) / np.sqrt(6, dtype=np.float32)
-    base = _colour(random, (0.16, 0.42), (0.25, 0.65), (0.4, 0.75))
+    base = _colour(random, (0.05, 0.5), (0.2, 0.6), (0.4, 0.8))
     return base + (random.uniform(14, 22) * streaks)[..., None]
 
 
@@ -59,7 +59,7 @@ def sand(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Broad soft dunes with fine grain."""
     dunes = smooth_noise(random, height, width, random.uniform(28, 50))
     grain = random.standard_normal((height, width), np.float32)
-    base = _colour(random, (0.04, 0.2), (0.12, 0.5), (0.55, 0.9))
+    base = _colour(random, (-0.1, 0.3), (0.1, 0.5), (0.5, 0.9))
     return base + (random.uniform(16, 26) * dunes + random.uniform(3, 6) * grain)[..., None]
 
 

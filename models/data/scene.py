@@ -15,16 +15,16 @@ from .materials import MATERIALS, paint_material, paint_skin, smooth_noise
 FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "ball": figures.disc,
     "buoy": figures.disc,
+    "star": figures.star,
+    "starfish": figures.star,
     "ring": figures.ring,
     "frame": figures.frame,
     "cross": figures.cross,
-    "star": figures.star,
     "crescent": figures.crescent,
-    "corner": figures.corner,
 }
 CLASSES = tuple(FIGURES)
-GROUND_OF = {"ball": "grass", "buoy": "water"}
-"""Classes of one and the same figure, which only the material around them tells apart."""
+GROUND_OF = {"ball": "grass", "buoy": "water", "star": "tiles", "starfish": "sand"}
+"""Pairs of one and the same figure, which only the material around them tells apart."""
 
 UNLABELLED = 255
 
@@ -151,7 +151,7 @@ def _place(
     bodies = []
     wanted = int(random.integers(settings.things[0], settings.things[1] + 1))
     weights = np.array([1.0 if GROUND_OF.get(name, names[0]) in names else 0.0 for name in CLASSES])
-    weights *= [1.8 if name in GROUND_OF else 1.0 for name in CLASSES]  # their material is missing in half the scenes
+    weights *= [1.8 if name in GROUND_OF else 1.0 for name in CLASSES]  # their material is often missing
     for label in random.choice(len(CLASSES), wanted, p=weights / weights.sum()):
         radius = unit * np.exp(random.uniform(*np.log(settings.radius)))
         body = _try_place(random, int(label), radius, ground, names)

@@ -35,7 +35,7 @@ from .materials import MATERIALS
 from .outline import outline_polygons, rasterise
 from .scene import CLASSES, Annotated, SceneSettings, draw_scene
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same settings give other files, so that an old cache is not taken for the new data set."""
 
 SETTINGS_FILE = "shapes.json"
