@@ -1,0 +1,157 @@
+"""How a benchmark is timed: the device's own clock, a cold L2 cache, a checked result, and the facts of the machine.
+
+pytest benchmarks/ --benchmark-only                                  every operator, CPU, and the GPU if there is one
+pytest benchmarks/bench_padded_nms.py --benchmark-only --benchmark-json=nms.json
+"""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+THREADS = int(os.environ.get("CASCADEOPS_THREADS", 0)) or torch.get_num_threads()
+SECONDS, MOST_ROUNDS, FEWEST_ROUNDS = 1.5, 100, 5
+"""A case is repeated for about so many seconds, within these numbers of rounds."""
+
+
+class DeviceStamp:
+    """A moment in the GPU's stream. Their difference is the GPU's own time; asking for it waits for the GPU."""
+
+    def __init__(self):
+        self.event = torch.cuda.Event(enable_timing=True)
+        self.event.record()
+
+    def __sub__(self, earlier: "DeviceStamp") -> float:
+        self.event.synchronize()
+        return earlier.event.elapsed_time(self.event) / 1e3
+
+
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    return torch.device(request.param)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("device") == "cuda":
+            item.add_marker(pytest.mark.benchmark(timer=DeviceStamp), append=False)
+
+
+@pytest.fixture
+def measure(benchmark, device):
+    """measure(group, implementation, function, check, bytes_moved): times a function whose result is right.
+
+    Args:
+        group: operator and workload; the implementations of one group are compared with each other.
+        implementation: "cascadeops", "reference", "torchvision" ...
+        function: takes nothing; what is timed.
+        check: is given the result, and raises if it is wrong; then no time is kept.
+        bytes_moved: what the operator must read and write at least, once each; 0 where that says nothing.
+    """
+
+    def run(
+        group: str, implementation: str, function: Callable, check: Callable | None = None, bytes_moved: int = 0
+    ) -> None:
+        torch.set_num_threads(THREADS)
+        start = time.perf_counter()
+        result = function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        once = time.perf_counter() - start
+        if check is not None:
+            check(result)
+        del result
+        rounds = min(max(int(SECONDS / once), FEWEST_ROUNDS), MOST_ROUNDS)
+        benchmark.group = f"{device.type}: {group}"
+        benchmark.name = implementation
+        benchmark.extra_info.update(implementation=implementation, device=device.type)
+        benchmark.pedantic(
+            function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=min(rounds, 5)
+        )
+        if bytes_moved and benchmark.stats is not None:
+            speed = bytes_moved / statistics.median(benchmark.stats.stats.data) / 1e9
+            benchmark.extra_info.update(
+                bytes=bytes_moved,
+                gb_per_second=round(speed, 2),
+                share_of_copy_bandwidth=round(speed / copy_bandwidth(device.type), 3),
+            )
+
+    return run
+
+
+_trash: list[torch.Tensor] = []
+
+
+def _cool_gpu() -> None:
+    """Empties the L2 cache, then keeps the GPU busy while the host queues the work, so that no launch is timed."""
+    if not _trash:
+        _trash.append(torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda"))
+    _trash[0].zero_()
+    torch.cuda._sleep(400_000)  # clock cycles: about 0.2 ms
+
+
+_bandwidth: dict[str, float] = {}
+
+
+def copy_bandwidth(device: str) -> float:
+    """GB/s (read + written) of this machine's copy of 256 MiB, median of 15: what an operator can hope for at most."""
+    if device not in _bandwidth:
+        source = torch.ones(2**26, device=device)
+        target = torch.empty_like(source)
+        seconds = []
+        for _ in range(15):
+            start = DeviceStamp() if device == "cuda" else time.perf_counter()
+            target.copy_(source)
+            seconds.append((DeviceStamp() if device == "cuda" else time.perf_counter()) - start)
+        _bandwidth[device] = 2 * source.nbytes / statistics.median(seconds) / 1e9
+    return _bandwidth[device]
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["cascadeops"] = {
+        "commit": _output("git", "describe", "--always", "--dirty"),
+        "torch": torch.__version__,
+        "peers": {name: _version(name) for name in ("torchvision", "mmcv", "detectron2")},
+        "threads": THREADS,
+        "processor": _processor(),
+        "cpu_copy_gb_per_second": round(copy_bandwidth("cpu"), 1),
+    }
+    if torch.cuda.is_available():
+        machine_info["cascadeops"] |= {
+            "gpu": torch.cuda.get_device_name(),
+            "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "gpu_copy_gb_per_second": round(copy_bandwidth("cuda"), 1),
+        }
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        if names:
+            return f"{names[0]}, {len(names)} processors"
+    return platform.processor() or platform.machine()

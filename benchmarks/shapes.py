@@ -1,0 +1,50 @@
+"""The workloads: what a ResNet-50 detector meets at 800 x 1333 pixels, padded to 800 x 1344."""
+
+import torch
+from torch import Tensor
+
+IMAGE_SIZE = (800, 1344)
+STRIDES = (4, 8, 16, 32)
+CHANNELS = 256
+
+
+def pyramid(batch: int, device, dtype=torch.float32, channels: int = CHANNELS, channels_last: bool = True):
+    """P2..P5: [N, C, 200, 336], [N, C, 100, 168], [N, C, 50, 84], [N, C, 25, 42]; 22.9 M elements an image."""
+    generator = torch.Generator().manual_seed(0)
+    maps = []
+    for stride in STRIDES:
+        size = (batch, channels, IMAGE_SIZE[0] // stride, IMAGE_SIZE[1] // stride)
+        x = torch.rand(size, generator=generator).to(device, dtype)
+        maps.append(x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+    return maps
+
+
+def boxes(count: int, device, smallest: float = 16.0, largest: float = 640.0, seed: int = 1) -> Tensor:
+    """[count, 4] inside the image; sizes uniform in the logarithm, sides up to 2:1, as proposals are."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = IMAGE_SIZE
+    size = smallest * (largest / smallest) ** torch.rand(count, generator=generator)
+    ratio = 2 ** (torch.rand(count, generator=generator) - 0.5)
+    w, h = (size * ratio).clamp(max=width - 1), (size / ratio).clamp(max=height - 1)
+    x = torch.rand(count, generator=generator) * (width - w)
+    y = torch.rand(count, generator=generator) * (height - h)
+    return torch.stack([x, y, x + w, y + h], dim=1).to(device)
+
+
+def rois(count: int, batch: int, device) -> Tensor:
+    """[count, 5], shared evenly by the images."""
+    image = torch.arange(count, device=device) * batch // max(count, 1)
+    return torch.cat([image[:, None].float(), boxes(count, device)], dim=1)
+
+
+def crowded_boxes(count: int, groups: int, device, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes in clusters of 20, as a detector's candidates lie: [count, 4], scores [count] in (0, 1), groups [count]."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = boxes(max(count // 20, 1), "cpu", smallest=24, largest=400, seed=seed)
+    near = centres[torch.randint(len(centres), (count,), generator=generator)]
+    size = (near[:, 2:] - near[:, :2]).repeat(1, 2)
+    shaken = near + 0.15 * size * torch.randn(count, 4, generator=generator)
+    low, high = torch.minimum(shaken[:, :2], shaken[:, 2:]), torch.maximum(shaken[:, :2], shaken[:, 2:])
+    scores = torch.rand(count, generator=generator)
+    group = torch.randint(groups, (count,), generator=generator)
+    return torch.cat([low, high], 1).to(device), scores.to(device), group.to(device)
