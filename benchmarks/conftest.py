@@ -1,7 +1,7 @@
 """How a benchmark is timed: the device's own clock, a cold L2 cache, a checked result, and the facts of the machine.
 
     pytest benchmarks/ --benchmark-only                     every operator, on the CPU and on the GPU if there is one
-pytest benchmarks/bench_padded_nms.py --benchmark-only --benchmark-json=nms.json
+    pytest benchmarks/bench_padded_nms.py --benchmark-only --benchmark-json=nms.json
 """
 
 import os
