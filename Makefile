@@ -1,5 +1,6 @@
 # make train      set everything up in .venv and train SCNet on the embedded data set
 # make test       set everything up in .venv and run the tests
+# make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -17,13 +18,19 @@ pip := $(VENV)/bin/pip --disable-pip-version-check
 sources := setup.py pyproject.toml $(shell find csrc -type f)
 cpu_index := https://download.pytorch.org/whl/cpu
 
-.PHONY: train test lint data gpu-check clean
+.PHONY: train test bench lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
 
 test: $(VENV)/.test
 	$(run) -m pytest $(ARGS)
+
+bench: $(VENV)/.bench
+	@mkdir -p build
+	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=build/benchmarks.json $(ARGS)
+	$(run) -m benchmarks.report build/benchmarks.json
+	$(run) -m benchmarks.report build/benchmarks.json --output build/report
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)
@@ -64,6 +71,14 @@ extra = $(run) -c 'import importlib.metadata as m; \
 
 $(VENV)/.test: $(VENV)/.detect
 	$(call extra,test)
+	@touch $@
+
+# torchvision is the peer that most operators are timed against: the build for this torch, if there is one.
+$(VENV)/.bench: $(VENV)/.test
+	@command -v nvidia-smi >/dev/null || $(pip) install --quiet --retries 0 --index-url $(cpu_index) torchvision $(TORCH) \
+	  || $(pip) install --quiet torchvision $(TORCH) || true
+	@$(run) -c 'import torchvision' 2>/dev/null || { $(pip) uninstall --quiet --yes torchvision; \
+	  echo "no torchvision that works with $(TORCH): the benchmarks run without it"; }
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.detect

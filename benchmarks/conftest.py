@@ -2,6 +2,9 @@
 
     pytest benchmarks/ --benchmark-only                     every operator, on the CPU and on the GPU if there is one
     pytest benchmarks/bench_padded_nms.py --benchmark-only --benchmark-json=nms.json
+    pytest benchmarks/ --benchmark-disable                  every check once, no times
+
+`python -m benchmarks.report` makes tables and plots of the JSON.
 """
 
 import os
@@ -10,12 +13,12 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from importlib import metadata
 
 import pytest
 import torch
 
-THREADS = int(os.environ.get("CASCADEOPS_THREADS", 0)) or torch.get_num_threads()
-SECONDS, MOST_ROUNDS, FEWEST_ROUNDS = 1.5, 100, 5
+SECONDS, MOST_ROUNDS, FEWEST_ROUNDS = 1.5, 1000, 3
 """A case is repeated for about so many seconds, within these numbers of rounds."""
 
 
@@ -50,8 +53,8 @@ def measure(benchmark, device):
     """measure(group, implementation, function, check, bytes_moved): times a function whose result is right.
 
     Args:
-        group: operator and workload; the implementations of one group are compared with each other.
-        implementation: "cascadeops", "reference", "torchvision" ...
+        group: "operator, workload"; the implementations of one group are compared with each other.
+        implementation: "cascadeops", "reference", "torchvision" ... A name that begins with "cascadeops" is ours.
         function: takes nothing; what is timed.
         check: is given the result, and raises if it is wrong; then no time is kept.
         bytes_moved: what the operator must read and write at least, once each; 0 where that says nothing.
@@ -60,23 +63,24 @@ def measure(benchmark, device):
     def run(
         group: str, implementation: str, function: Callable, check: Callable | None = None, bytes_moved: int = 0
     ) -> None:
-        torch.set_num_threads(THREADS)
-        start = time.perf_counter()
-        result = function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        once = time.perf_counter() - start
+        operator, _, workload = group.partition(", ")
+        benchmark.group = f"{device.type}: {group}"
+        benchmark.name = implementation
+        benchmark.extra_info.update(
+            operator=operator, workload=workload, implementation=implementation, device=device.type
+        )
+        result = function()  # compiles, tunes and allocates, if it does; so it is not the call that is timed
         if check is not None:
             check(result)
         del result
-        rounds = min(max(int(SECONDS / once), FEWEST_ROUNDS), MOST_ROUNDS)
-        benchmark.group = f"{device.type}: {group}"
-        benchmark.name = implementation
-        benchmark.extra_info.update(implementation=implementation, device=device.type)
+        if benchmark.disabled:
+            benchmark.pedantic(lambda: None)  # or pytest-benchmark warns of an unused fixture
+            return
+        rounds = min(max(int(SECONDS / _seconds(function, device)), FEWEST_ROUNDS), MOST_ROUNDS)
         benchmark.pedantic(
-            function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=min(rounds, 5)
+            function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=rounds // 10
         )
-        if bytes_moved and benchmark.stats is not None:
+        if bytes_moved:
             speed = bytes_moved / statistics.median(benchmark.stats.stats.data) / 1e9
             benchmark.extra_info.update(
                 bytes=bytes_moved,
@@ -85,6 +89,15 @@ def measure(benchmark, device):
             )
 
     return run
+
+
+def _seconds(function: Callable, device: torch.device) -> float:
+    """The host's time of one call, the GPU's work included."""
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 _trash: list[torch.Tensor] = []
@@ -116,11 +129,12 @@ def copy_bandwidth(device: str) -> float:
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)  # a host's name is nobody's business
     machine_info["cascadeops"] = {
         "commit": _output("git", "describe", "--always", "--dirty"),
         "torch": torch.__version__,
-        "peers": {name: _version(name) for name in ("torchvision", "mmcv", "detectron2")},
-        "threads": THREADS,
+        "peers": {name: _version(name) for name in ("torchvision", "mmcv", "detectron2", "pycocotools")},
+        "threads": torch.get_num_threads(),
         "processor": _processor(),
         "cpu_copy_gb_per_second": round(copy_bandwidth("cpu"), 1),
     }
@@ -128,13 +142,17 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         machine_info["cascadeops"] |= {
             "gpu": torch.cuda.get_device_name(),
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-            "gpu_copy_gb_per_second": round(copy_bandwidth("cuda"), 1),
+            "cuda_copy_gb_per_second": round(copy_bandwidth("cuda"), 1),
         }
 
 
-def _version(package: str) -> str | None:
-    from importlib import metadata
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Keeps median, quartiles and extremes; each of a thousand rounds would make megabytes of benchmarks/results."""
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
 
+
+def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,0 +1,189 @@
+"""Draws the figures of docs/operators: python -m docs.figures. Results in them are computed by the operators."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import cascadeops
+
+FOLDER = Path(__file__).parent / "operators"
+BLUE, ORANGE, GREY, LIGHT, INK = "#0072B2", "#E69F00", "#888888", "#dddddd", "#333333"
+
+
+class Drawing:
+    """An SVG on white paper (so that it can be read on a dark page, too), in units of its own."""
+
+    def __init__(self, width: float, height: float, scale: float = 1):
+        self.size, self.scale, self.parts = (width, height), scale, []
+
+    def add(self, kind: str, content: str = "", **attributes) -> None:
+        text = "".join(f' {name.replace("_", "-")}="{_short(value)}"' for name, value in attributes.items())
+        self.parts.append(f"<{kind}{text}>{content}</{kind}>" if content else f"<{kind}{text}/>")
+
+    def box(self, x1: float, y1: float, x2: float, y2: float, colour: str = INK, fill: str = "none", width=1.5, **more):
+        """A rectangle by its corners."""
+        scale = self.scale
+        place = {"x": x1 * scale, "y": y1 * scale, "width": (x2 - x1) * scale, "height": (y2 - y1) * scale}
+        self.add("rect", **place, stroke=colour, fill=fill, stroke_width=width, **more)
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = LIGHT, width: float = 1, **more) -> None:
+        scale = self.scale
+        place = {"x1": x1 * scale, "y1": y1 * scale, "x2": x2 * scale, "y2": y2 * scale}
+        self.add("line", **place, stroke=colour, stroke_width=width, **more)
+
+    def dot(self, x: float, y: float, colour: str = INK, radius: float = 3) -> None:
+        self.add("circle", cx=x * self.scale, cy=y * self.scale, r=radius, fill=colour)
+
+    def text(self, x: float, y: float, words: str, colour: str = INK, size: int = 13, anchor: str = "middle") -> None:
+        place = {"x": x * self.scale, "y": y * self.scale, "text_anchor": anchor}
+        self.add("text", words, **place, fill=colour, font_size=size, font_family="sans-serif")
+
+    def grid(self, x: float, y: float, columns: int, rows: int, cell: float = 1) -> None:
+        for column in range(columns + 1):
+            self.line(x + column * cell, y, x + column * cell, y + rows * cell)
+        for row in range(rows + 1):
+            self.line(x, y + row * cell, x + columns * cell, y + row * cell)
+
+    def cells(self, x: float, y: float, values: Tensor, cell: float = 1, colour: str = BLUE) -> None:
+        """values [rows, columns] in [0, 1] as opacities."""
+        for row, column in product(*map(range, values.shape)):
+            if values[row, column] > 0:
+                left, top = x + column * cell, y + row * cell
+                opacity = round(values[row, column].item(), 2)
+                self.box(left, top, left + cell, top + cell, "none", colour, fill_opacity=opacity)
+        self.grid(x, y, values.shape[1], values.shape[0], cell)
+
+    def svg(self) -> str:
+        width, height = (_short(side * self.scale) for side in self.size)
+        paper = f'<rect width="{width}" height="{height}" fill="white"/>'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+        return "\n".join([head, paper, *self.parts, "</svg>"]) + "\n"
+
+
+def _short(value) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def padded_nms() -> Drawing:
+    boxes = torch.tensor(
+        [[1.0, 1, 7, 6], [1.6, 1.5, 7.6, 6.5], [0.4, 1.8, 6.4, 6.8], [8.5, 3, 13, 8], [8.9, 3.4, 13.4, 8.4]]
+    )
+    boxes = torch.cat([boxes, boxes[3:4] + 0.25])
+    scores, groups = torch.tensor([0.9, 0.8, 0.6, 0.7, 0.5, 0.6]), torch.tensor([0, 0, 0, 0, 0, 1])
+    index, count = cascadeops.padded_nms(boxes[None], scores[None], groups[None], 0.5, 6)
+    kept = set(index[0, : count.item()].tolist())
+    drawing = Drawing(30, 10, 22)
+    for shift, words in ((0, "candidates: two groups, by colour"), (15, "kept, with their scores")):
+        for row, box in enumerate(boxes.tolist()):
+            colour = (BLUE, ORANGE)[groups[row].item()]
+            x1, y1, x2, y2 = box[0] + shift, box[1], box[2] + shift, box[3]
+            if row in kept or not shift:
+                drawing.box(x1, y1, x2, y2, colour, width=2.5 if shift else 1.5)
+            else:
+                drawing.box(x1, y1, x2, y2, LIGHT, stroke_dasharray="4 4")
+            if shift and row in kept:
+                words_at = (x1 + 0.3, y1 - 0.25) if groups[row] == 0 else (x2 - 1.5, y2 + 0.8)
+                drawing.text(*words_at, f"{scores[row].item():.1f}", colour, anchor="start")
+        drawing.text(shift + 7, 9.6, words)
+    return drawing
+
+
+def multiscale_roi_align() -> Drawing:
+    drawing = Drawing(14, 9, 40)
+    x1, y1, x2, y2, bins, samples = 2.55, 1.75, 11.55, 7.15, 3, 2
+    drawing.grid(0.5, 0.5, 13, 8)
+    wide, high = (x2 - x1) / bins, (y2 - y1) / bins
+    for row, column in product(range(bins), repeat=2):
+        left, top = x1 + column * wide, y1 + row * high
+        drawing.box(left, top, left + wide, top + high, BLUE, width=2)
+        for i, j in product(range(samples), repeat=2):
+            drawing.dot(left + (j + 0.5) * wide / samples, top + (i + 0.5) * high / samples, BLUE)
+    drawing.box(x1, y1, x2, y2, BLUE, width=4)
+    sample_x, sample_y = x1 + wide / 4, y1 + high / 4
+    for x, y in product((int(sample_x), int(sample_x) + 1), (int(sample_y), int(sample_y) + 1)):
+        drawing.line(sample_x, sample_y, x, y, ORANGE, 2)  # cells' centres have whole coordinates here
+        drawing.dot(x, y)
+    drawing.dot(sample_x, sample_y, ORANGE, 5)
+    return drawing
+
+
+def paste_masks() -> Drawing:
+    probs = _disc(7)
+    box = torch.tensor([[3.3, 1.6, 19.8, 13.1]])
+    mask = cascadeops.paste_masks(probs[None], box, (15, 23))[0]
+    drawing = Drawing(36, 17, 20)
+    drawing.cells(0.5, 4.5, probs, 1)
+    drawing.text(4, 13, "probs")
+    drawing.line(8.2, 8, 10.6, 8, GREY, 2)
+    drawing.text(9.4, 7.5, "paste", GREY)
+    drawing.cells(12, 0.5, mask.float())
+    x1, y1, x2, y2 = box[0].tolist()
+    drawing.box(12 + x1, 0.5 + y1, 12 + x2, 0.5 + y2, ORANGE, width=3)
+    drawing.text(23.5, 16.6, "image, with the box")
+    return drawing
+
+
+def paste_masks_rle() -> Drawing:
+    from pycocotools import mask as mask_api
+
+    height, width = 6, 9
+    box = torch.tensor([[1.2, 0.4, 7.9, 5.8]])
+    (encoded,) = cascadeops.paste_masks_rle(_disc(7)[None], box, (height, width))
+    mask = torch.from_numpy(mask_api.decode(encoded))
+    runs = torch.unique_consecutive(torch.cat([torch.tensor([0]), mask.T.flatten()]), return_counts=True)[1].tolist()
+    runs[0] -= 1  # the leading zero above makes sure that the first run counts pixels outside
+    drawing = Drawing(21, 8.4, 34)
+    drawing.cells(0.5, 0.8, mask.float())
+    for column in range(width):
+        drawing.line(1 + column, 1.0, 1 + column, 6.5, GREY, 1.2)
+        drawing.add("path", d=_arrow(drawing.scale, 1 + column, 6.5), fill=GREY)
+    drawing.text(5, 7.8, "down every column in turn")
+    left = 10.6
+    for place, run in enumerate(runs):
+        end = left + 0.11 * run + 0.27
+        drawing.box(left, 3, end, 4, INK, BLUE if place % 2 else "white", 1)
+        drawing.text((left + end) / 2, 2.7, str(run), BLUE if place % 2 else INK, 12)
+        left = end
+    drawing.text(15.6, 5, "runs: pixels outside, inside, outside ...")
+    return drawing
+
+
+def mask_targets() -> Drawing:
+    height, width, size = 14, 20, 7
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    image = (((rows - 7) / 5.2) ** 2 + ((columns - 9) / 7.3) ** 2 <= 1).to(torch.uint8)
+    windows, box = torch.tensor([[0, 0, width, height]], dtype=torch.int32), torch.tensor([[7.0, 3, 19, 13]])
+    target = cascadeops.mask_targets(image.flatten(), torch.tensor([0]), windows, box, torch.tensor([0]), size)[0]
+    drawing = Drawing(34, 16.5, 20)
+    drawing.cells(0.5, 0.5, image.float())
+    x1, y1, x2, y2 = (box[0] + 0.5).tolist()
+    drawing.box(x1, y1, x2, y2, ORANGE, width=3)
+    drawing.text(10.5, 15.8, "object, and the region's box")
+    drawing.cells(24, 3.5, target.float())
+    drawing.text(27.5, 12, "target")
+    return drawing
+
+
+def _disc(side: int) -> Tensor:
+    """Probabilities [side, side] that fall off from the middle."""
+    place = torch.arange(side) - (side - 1) / 2
+    distance = (place[:, None] ** 2 + place**2).sqrt()
+    return torch.sigmoid((side / 2.4 - distance) * 2.5)
+
+
+def _arrow(scale: float, x: float, y: float) -> str:
+    """A small head that points down."""
+    x, y = x * scale, y * scale
+    return f"M{x - 4:.1f} {y - 4:.1f} L{x + 4:.1f} {y - 4:.1f} L{x:.1f} {y + 4:.1f} Z"
+
+
+FIGURES: dict[str, Callable[[], Drawing]] = {
+    figure.__name__: figure for figure in (mask_targets, multiscale_roi_align, padded_nms, paste_masks, paste_masks_rle)
+}
+
+if __name__ == "__main__":
+    for name, figure in FIGURES.items():
+        (FOLDER / f"{name}.svg").write_text(figure().svg())

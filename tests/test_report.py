@@ -1,0 +1,123 @@
+"""benchmarks/report.py on a small file whose numbers are made for mental arithmetic, and on what the README shows."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import report
+
+ROOT = Path(__file__).parent.parent
+STORED = Path(__file__).parent / "data/benchmarks.json"
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+
+
+def test_tables():
+    assert report.tables(report.load(STORED)) == (
+        "## Paper Processor 9000, 2 processors, 2 of them used\n\n"
+        "torch 2.11.0, torchvision 0.26.0; commit 0123abc; 2026-11; a copy moves 20.0 GB/s. "
+        "File: `benchmarks.json`.\n\n"
+        "### padded_nms\n\n"
+        "| workload | cascadeops | torchvision | reference | GB/s | of a copy's |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| 1,000 boxes, 5 groups | 2.00 ms | 24.0 ms (12.0x) | 2.00 s (1,000x) | 2 | 10% |\n"
+        "| 10 boxes, 1 group | 50.0 us | ~40.0 us (**0.80x: slower**) |  | 0.02 | 0% |\n"
+        "| 100 boxes, 5 groups | 1.00 ms | 3.00 ms (3.00x) |  |  |  |\n\n"
+        "### paste_masks\n\n"
+        "| workload | cascadeops | cascadeops, soft | torchvision |\n"
+        "| --- | --- | --- | --- |\n"
+        "| 100 masks, 800 x 1333 | 10.1 ms | 20.2 ms | 1.01 s (100x) |"
+    )
+
+
+def test_summary_has_the_least_and_the_largest_gain_of_each_operator():
+    lines = report.summary(report.load(STORED)).splitlines()
+    assert lines[-3:] == [
+        "| `padded_nms` | 10 boxes, 1 group | 50.0 us | torchvision ~40.0 us | **0.80x: slower** |",
+        "| `padded_nms` | 1,000 boxes, 5 groups | 2.00 ms | torchvision 24.0 ms | 12.0x |",
+        "| `paste_masks` | 100 masks, 800 x 1333 | 10.1 ms | torchvision 1.01 s | 100x |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(9.994, "9.99 s"), (9.996, "10.0 s"), (99.96, "100 s"), (1234, "1,234 s"), (2.5e-9, "2.50 ns")]
+)
+def test_three_digits_across_the_powers_of_ten(seconds, text):
+    assert report.duration(report.Timing(seconds, False, None, None)) == text
+
+
+def test_rewrite_changes_the_marked_sections_alone(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- benchmarks: summary -->\n99x, typed by hand\n<!-- /benchmarks -->\nafter\n")
+    report.main([str(STORED), "--rewrite", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n<!-- benchmarks: summary -->\n\nPaper Processor") and "99x" not in text
+    assert text.endswith("100x |\n\n<!-- /benchmarks -->\nafter\n")
+    report.main([str(STORED), "--rewrite", str(page)])
+    assert page.read_text() == text
+    (tmp_path / "other.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="has no section between"):
+        report.main([str(STORED), "--rewrite", str(tmp_path / "other.md")])
+
+
+def test_output_folder(tmp_path):
+    report.main([str(STORED), "--output", str(tmp_path / "new")])
+    assert (tmp_path / "new/tables.md").read_text() == report.tables(report.load(STORED)) + "\n"
+    picture = Image.open(tmp_path / "new/benchmarks_cpu.png")
+    assert picture.format == "PNG"
+    pixels = set(picture.convert("RGB").get_flattened_data())
+    assert {(0, 114, 178), (230, 159, 0), (213, 94, 0)} <= pixels  # both peers' dots, and the number of the loss
+
+
+def test_json_of_another_benchmark_is_refused(tmp_path):
+    (tmp_path / "other.json").write_text(json.dumps({"machine_info": {}, "benchmarks": []}))
+    with pytest.raises(SystemExit, match=r"other\.json: not written by `pytest benchmarks/"):
+        report.main([str(tmp_path / "other.json")])
+
+
+def test_a_benchmark_is_kept_only_when_its_result_is_right(tmp_path):
+    shutil.copy(ROOT / "benchmarks/conftest.py", tmp_path)
+    (tmp_path / "bench_sum.py").write_text(
+        "import pytest, torch\n"
+        "@pytest.mark.parametrize('implementation', ['cascadeops', 'broken'])\n"
+        "def bench_sum(measure, implementation):\n"
+        "    def check(result):\n"
+        "        assert result == (1e6 if implementation == 'cascadeops' else 0)\n"
+        "    numbers = torch.ones(1_000_000)\n"
+        "    measure('sum, a million', implementation, lambda: numbers.sum(), check, bytes_moved=4_000_000)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
+    command += [str(tmp_path), "--benchmark-only", "--benchmark-json", str(tmp_path / "times.json")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert "1 failed, 1 passed" in output, output
+    (run,) = report.load(tmp_path / "times.json")
+    (workload,) = run.workloads
+    assert (workload.operator, workload.name, list(workload.timings)) == ("sum", "a million", ["cascadeops"])
+    assert workload.ours.median > 0 and workload.ours.gb_per_second > 0
+    assert run.device == "cpu" and "a copy moves" in run.conditions
+
+
+@pytest.mark.parametrize("path", ["README.md", "benchmarks/results/README.md"])
+def test_published_numbers_are_those_of_the_results(path):
+    runs = [run for file in RESULTS for run in report.load(file)]
+    text = (ROOT / path).read_text()
+    assert report.SECTION.search(text)
+    assert report.rewritten(text, runs) == text, (
+        f"python -m benchmarks.report benchmarks/results/*.json --rewrite {path}"
+    )
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_are_named_by_machine_and_month_and_come_from_a_commit(path):
+    document = json.loads(path.read_text())
+    assert re.fullmatch(r"[a-z0-9-]+_\d{6}", path.stem)
+    assert path.stem.endswith(document["datetime"][:7].replace("-", ""))
+    assert "node" not in document["machine_info"]
+    assert re.fullmatch(r"[0-9a-f]{7,}", document["machine_info"]["cascadeops"]["commit"]), "measured on a dirty tree"
