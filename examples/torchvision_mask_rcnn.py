@@ -27,13 +27,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 class MultiScaleRoIAlign(torch.nn.Module):
     """torchvision.ops.MultiScaleRoIAlign of the FPN's levels with strides 4, 8, 16 and 32."""
 
-    def __init__(self, theirs: torchvision.ops.MultiScaleRoIAlign):
+    def __init__(self, pool: torchvision.ops.MultiScaleRoIAlign):
         super().__init__()
-        self.output_size, self.sampling_ratio, self.names = (
-            theirs.output_size,
-            theirs.sampling_ratio,
-            theirs.featmap_names,
-        )
+        self.names, self.output_size, self.sampling_ratio = pool.featmap_names, pool.output_size, pool.sampling_ratio
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]) -> Tensor:
         rois = torch.cat([F.pad(per_image, (1, 0), value=image) for image, per_image in enumerate(boxes)])
@@ -77,8 +73,8 @@ def timed(function: Callable, *arguments) -> tuple[list[dict[str, Tensor]], floa
 def main() -> None:
     torch.manual_seed(0)
     build = torchvision.models.detection.maskrcnn_resnet50_fpn
-    model = build(weights=None, weights_backbone=None, box_score_thresh=0.012, min_size=400, max_size=500).eval()
-    images = [torch.rand(3, 400, 500), torch.rand(3, 320, 240)]
+    model = build(weights=None, weights_backbone=None, box_score_thresh=0.012, min_size=256, max_size=320).eval()
+    images = [torch.rand(3, 256, 320), torch.rand(3, 320, 240)]
     theirs, their_seconds = timed(model, images)
     ours, our_seconds = timed(on_cascadeops, model, images)
     for their, our in zip(theirs, ours, strict=True):
