@@ -28,8 +28,7 @@ test: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	@mkdir -p build
-	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-json=build/benchmarks.json $(ARGS)
-	$(run) -m benchmarks.report build/benchmarks.json
+	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-quiet --benchmark-json=build/benchmarks.json $(ARGS)
 	$(run) -m benchmarks.report build/benchmarks.json --output build/report
 
 data: $(VENV)/.detect

@@ -1,7 +1,7 @@
 """Tables and plots of benchmark results, from the JSON that pytest-benchmark and benchmarks/conftest.py write.
 
     python -m benchmarks.report build/benchmarks.json                            the tables, as markdown
-    python -m benchmarks.report benchmarks/results/*.json --output build/report  tables.md, and a plot for each device
+    python -m benchmarks.report benchmarks/results/*.json --output build/report  also tables.md and plots (PNG)
     python -m benchmarks.report benchmarks/results/*.json --rewrite README.md    the README's marked section, in place
 
 A marked section lies between `<!-- benchmarks: summary -->` (or `tables`) and `<!-- /benchmarks -->`. No number in it
@@ -11,7 +11,6 @@ is typed by hand, and none is left out: where another implementation is faster, 
 import argparse
 import json
 import re
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,8 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
         (options.output / "tables.md").write_text(tables(runs) + "\n")
         for run in runs:
             draw(run, options.output / f"{run.source.stem}_{run.device}.png")
-    if not options.rewrite and not options.output:
-        sys.stdout.write(tables(runs) + "\n")
+    if not options.rewrite:
+        print(tables(runs))
+    if options.output:
+        print(f"\nThe same, and plots: {options.output}")
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def timed(function: Callable, *arguments) -> tuple[list[dict[str, Tensor]], floa
 def main() -> None:
     torch.manual_seed(0)
     build = torchvision.models.detection.maskrcnn_resnet50_fpn
-    model = build(weights=None, weights_backbone=None, box_score_thresh=0.012, min_size=256, max_size=320).eval()
-    images = [torch.rand(3, 256, 320), torch.rand(3, 320, 240)]
+    model = build(weights=None, weights_backbone=None, box_score_thresh=0.012, min_size=400, max_size=500).eval()
+    images = [torch.rand(3, 400, 500), torch.rand(3, 320, 240)]
     theirs, their_seconds = timed(model, images)
     ours, our_seconds = timed(on_cascadeops, model, images)
     for their, our in zip(theirs, ours, strict=True):
