@@ -10,6 +10,8 @@ from cascadeops import _binary
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeformConv2d",
+    "deform_conv2d",
     "mask_targets",
     "multiclass_nms",
     "multiscale_roi_align",
@@ -21,6 +23,7 @@ __all__ = [
 _binary.load(__version__)
 
 if _binary.cpu.path is not None:
+    from cascadeops.deform_conv2d import DeformConv2d, deform_conv2d
     from cascadeops.mask_targets import mask_targets
     from cascadeops.multiclass_nms import multiclass_nms
     from cascadeops.multiscale_roi_align import multiscale_roi_align

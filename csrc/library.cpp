@@ -33,4 +33,16 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   library.def(
       "paste_masks_rle(Tensor probs, Tensor boxes, int height, int width, float threshold) "
       "-> (Tensor counts, Tensor offsets)");
+
+  // input: [N, C, H, W]; offset: [N, offset_groups * taps * 2 (y, x), h, w]; mask: [N, offset_groups * taps, h, w]
+  library.def(
+      "deform_conv2d(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, "
+      "int[] padding, int[] dilation) -> Tensor");
+  library.def(
+      "deform_conv2d_backward_data(Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
+      "int[] stride, int[] padding, int[] dilation, bool deterministic) -> "
+      "(Tensor grad_input, Tensor grad_offset, Tensor grad_mask)");
+  library.def(
+      "deform_conv2d_backward_weight(Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
 }
