@@ -53,7 +53,8 @@ def deform_conv2d(
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.1; Zhu et al., "Deformable ConvNets
     v2", CVPR 2019, section 3.2. Results are those of torchvision 0.26.
     """
-    if torch.is_autocast_enabled(input.device.type):
+    kind = input.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         weight = weight.to(input.dtype)
         bias = None if bias is None else bias.to(input.dtype)
         offset, mask = _as_usable(offset, input.dtype), _as_usable(mask, input.dtype)
@@ -134,11 +135,29 @@ def _memory_format(map):
 
 @torch.library.register_fake("cascadeops::deform_conv2d")
 def _(input, offset, mask, weight, bias, stride, padding, dilation):
-    sizes = [
+    # The compiled kernels check everything; this is what keeps a tensor on the meta device from passing for a result.
+    def check(condition, message):
+        torch._check(condition, lambda: f"deform_conv2d: {message}")
+
+    for name, tensor in (("offset", offset), ("mask", mask), ("weight", weight), ("bias", bias)):
+        check(tensor is None or tensor.device == input.device, f"{name} must be on the device of input")
+    for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        for number in pair:
+            check(number >= least, f"{name} must be in [{least}, 2**31), got {number}")
+    check(input.dim() == 4, f"input must have shape [N, C, H, W], got {list(input.shape)}")
+    check(
+        weight.dim() == 4 and weight.size(1) > 0,
+        f"weight must have shape [out_channels, C / groups, kernel_height, kernel_width], got {list(weight.shape)}",
+    )
+    height, width = (
         (input.size(2 + i) + 2 * padding[i] - dilation[i] * (weight.size(2 + i) - 1) - 1) // stride[i] + 1
         for i in range(2)
-    ]
-    out = input.new_empty((input.size(0), weight.size(0), *sizes))
+    )
+    check(height > 0 and width > 0, "the kernel must fit into the padded input")
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        fits = tensor is None or (tensor.size(0), *tensor.shape[2:]) == (input.size(0), height, width)
+        check(fits, f"{name} must have shape [N, channels, {height}, {width}]")
+    out = input.new_empty((input.size(0), weight.size(0), height, width))
     return out.contiguous(memory_format=_memory_format(input))
 
 

@@ -130,7 +130,24 @@ def _paste_masks_rle(device: str, generator: torch.Generator) -> float:
     return sum(a != b for a, b in zip(ours, expected, strict=True)) / len(expected)
 
 
+def _deform_conv2d(device: str, generator: torch.Generator) -> float:
+    """Values, and the gradients of their weighted sum, in a channels-last map with two offset groups."""
+    sizes = (2, 8, 9, 11), (2, 36, 9, 11), (12, 4, 3, 3), (12,), (2, 18, 9, 11), (2, 12, 9, 11)
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+
+    def values_and_gradients(function, *tensors):
+        *leaves, grad = [tensor.requires_grad_() for tensor in tensors]
+        out = function(*leaves[:4], padding=1, mask=leaves[4])
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+    ours = values_and_gradients(cascadeops.deform_conv2d, *(tensor.to(device) for tensor in tensors))
+    expected = values_and_gradients(_reference("deform_conv2d"), *tensors)
+    return max(_difference(a, b) / b.abs().max().item() for a, b in zip(ours, expected, strict=True))
+
+
 CHECKS = {
+    "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "mask_targets": (_mask_targets, 1e-3),  # a cell whose coverage rounds to one half may fall on either side
     "multiclass_nms": (_multiclass_nms, 0.0),
     "multiscale_roi_align": (_multiscale_roi_align, 1e-4),  # float32 sums in another order

@@ -18,6 +18,10 @@ inline DeformGeometry check_deform_conv2d(const torch::stable::Tensor& input, co
   constexpr const char* op = "deform_conv2d";
   using torch::headeronly::ScalarType;
   check(input.dim() == 4, op, ": input must have shape [N, C, H, W], got ", shape_of(input));
+  const auto dtype = input.scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+            dtype == ScalarType::BFloat16,
+        op, ": input must have dtype float32, float64, float16 or bfloat16, got ", torch::headeronly::toString(dtype));
   check(weight.dim() == 4, op, ": weight must have shape [out_channels, C / groups, kernel_height, kernel_width], got ",
         shape_of(weight));
   for (int i = 0; i < 4; ++i) check(weight.size(i) > 0, op, ": weight must not be empty, got shape ", shape_of(weight));
@@ -57,8 +61,8 @@ inline DeformGeometry check_deform_conv2d(const torch::stable::Tensor& input, co
           op, ": ", name, " must have shape [N, offset_groups * ", numbers * taps, ", out_height, out_width] = [",
           input.size(0), ", offset_groups * ", numbers * taps, ", ", out_height, ", ", out_width, "], got ",
           shape_of(map));
-    check(map.scalar_type() == input.scalar_type() || map.scalar_type() == ScalarType::Float, op, ": ", name,
-          " must have the dtype of input, ", torch::headeronly::toString(input.scalar_type()), ", or Float, got ",
+    check(map.scalar_type() == dtype || map.scalar_type() == ScalarType::Float, op, ": ", name,
+          " must have the dtype of input, ", torch::headeronly::toString(dtype), ", or Float, got ",
           torch::headeronly::toString(map.scalar_type()));
     check_same_device(op, name, map, "input", input);
   };
@@ -71,12 +75,12 @@ inline DeformGeometry check_deform_conv2d(const torch::stable::Tensor& input, co
     check(mask->size(1) == offset_groups * taps, op, ": mask must have the groups of offset, ", offset_groups, ", so ",
           offset_groups * taps, " channels, got ", mask->size(1));
   }
-  check_dtype(op, "weight", weight, input.scalar_type());
+  check_dtype(op, "weight", weight, dtype);
   check_same_device(op, "weight", weight, "input", input);
   if (bias) {
     check(bias->dim() == 1 && bias->size(0) == out_channels, op, ": bias must have shape [out_channels] = [",
           out_channels, "], got ", shape_of(*bias));
-    check_dtype(op, "bias", *bias, input.scalar_type());
+    check_dtype(op, "bias", *bias, dtype);
     check_same_device(op, "bias", *bias, "input", input);
   }
   return {input.size(0), channels,       input.size(2),  input.size(3), out_channels, out_height,

@@ -22,9 +22,10 @@ def test_healthy_installation(capsys):
 
 
 def test_every_public_operator_has_a_check_and_a_cpu_kernel(capsys):
-    assert sorted(selftest.CHECKS) == cascadeops.__all__
+    operators = [name for name in cascadeops.__all__ if name.islower()]  # the others are modules that call them
+    assert sorted(selftest.CHECKS) == operators
     kernels = json.loads(report_of(capsys, "--json")[1])["kernels"]
-    assert set(cascadeops.__all__) <= set(kernels)
+    assert set(operators) <= set(kernels)
     assert all(there["cpu"] for there in kernels.values())
 
 
