@@ -167,6 +167,36 @@ def mask_targets() -> Drawing:
     return drawing
 
 
+def deform_conv2d() -> Drawing:
+    drawing = Drawing(22, 9.4, 36)
+    moved = (
+        (-0.9, -0.7),
+        (-0.5, -0.3),
+        (-1, 0.6),
+        (0.3, -0.9),
+        (0.2, 0.2),
+        (-0.3, 1),
+        (1.2, -0.6),
+        (0.7, 0.3),
+        (1, 1.3),
+    )
+    for shift, words in (
+        (0, "convolution: nine taps of one output pixel"),
+        (11, "deformable: each moved by its offset"),
+    ):
+        drawing.grid(0.5 + shift, 0.5, 10, 8)
+        for (y, x), (down, right) in zip(product((3, 4, 5), (5, 6, 7)), moved, strict=True):
+            x += shift
+            if shift:
+                drawing.line(x, y, x + right, y + down, GREY, 1.5)
+                drawing.dot(x, y, GREY)
+                drawing.dot(x + right, y + down, ORANGE, 6)
+            else:
+                drawing.dot(x, y, BLUE, 6)
+        drawing.text(5.5 + shift, 9.1, words)
+    return drawing
+
+
 def _disc(side: int) -> Tensor:
     """Probabilities [side, side] that fall off from the middle."""
     place = torch.arange(side) - (side - 1) / 2
@@ -181,7 +211,8 @@ def _arrow(scale: float, x: float, y: float) -> str:
 
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
-    figure.__name__: figure for figure in (mask_targets, multiscale_roi_align, padded_nms, paste_masks, paste_masks_rle)
+    figure.__name__: figure
+    for figure in (deform_conv2d, mask_targets, multiscale_roi_align, padded_nms, paste_masks, paste_masks_rle)
 }
 
 if __name__ == "__main__":
