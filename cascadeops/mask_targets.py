@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import check_range, check_shapes
+
 
 def mask_targets(
     bitmaps: Tensor,  # uint8 [total], the crops one after the other
@@ -43,4 +45,13 @@ def mask_targets(
 
 @torch.library.register_fake("cascadeops::mask_targets")
 def _(bitmaps, offsets, windows, boxes, index, output_size):
+    check_shapes(
+        "mask_targets",
+        bitmaps=(bitmaps, "total"),
+        offsets=(offsets, "G"),
+        windows=(windows, "G 4"),
+        boxes=(boxes, "K 4"),
+        index=(index, "K"),
+    )
+    check_range("mask_targets", "output_size", output_size, 1, 2**15)
     return bitmaps.new_empty((boxes.size(0), output_size, output_size))

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, check_range, check_shapes
+
 
 def multiclass_nms(
     boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int
@@ -35,12 +37,18 @@ def multiclass_nms(
 
     Source: results as mmdet.models.layers.multiclass_nms with nms_cfg=dict(type="nms").
     """
-    boxes, scores = boxes.detach().float(), scores.detach().float()
+    boxes, scores = as_float32("multiclass_nms", boxes=boxes, scores=scores)
     return torch.ops.cascadeops.multiclass_nms(boxes, scores, score_threshold, iou_threshold, max_detections)
 
 
 @torch.library.register_fake("cascadeops::multiclass_nms")
 def _(boxes: Tensor, scores: Tensor, score_threshold: float, iou_threshold: float, max_detections: int):
+    check_shapes("multiclass_nms", scores=(scores, "B N C"), boxes=(boxes, "B N *"))
+    torch._check(
+        boxes.shape[2] in (4, 4 * scores.shape[2]),
+        lambda: f"multiclass_nms: boxes must have shape [B, N, 4] or [B, N, C * 4], got {list(boxes.shape)}",
+    )
+    check_range("multiclass_nms", "max_detections", max_detections, 0, 2**31 - 1)
     batch = boxes.shape[0]
     integers = [boxes.new_empty(shape, dtype=torch.int64) for shape in ((batch, max_detections),) * 2 + ((batch,),)]
     return (boxes.new_empty(batch, max_detections, 4), scores.new_empty(batch, max_detections), *integers)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, as_int64, check_range, check_shapes
+
 
 def padded_nms(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_output: int
@@ -31,12 +33,14 @@ def padded_nms(
 
     Source: the greedy procedure of Felzenszwalb et al., PAMI 2010, section 5; results as torchvision.ops.batched_nms.
     """
-    boxes, scores = boxes.detach().float(), scores.detach().float()
-    groups = None if groups is None else groups.to(torch.int64)
+    boxes, scores = as_float32("padded_nms", boxes=boxes, scores=scores)
+    groups = None if groups is None else as_int64("padded_nms", "groups", groups)
     return torch.ops.cascadeops.padded_nms(boxes, scores, groups, iou_threshold, max_output)
 
 
 @torch.library.register_fake("cascadeops::padded_nms")
 def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: float, max_output: int):
+    check_shapes("padded_nms", boxes=(boxes, "B N 4"), scores=(scores, "B N"), groups=(groups, "B N"))
+    check_range("padded_nms", "max_output", max_output, 0, 2**31 - 1)
     batch = boxes.shape[0]
     return boxes.new_empty(batch, max_output, dtype=torch.int64), boxes.new_empty(batch, dtype=torch.int64)

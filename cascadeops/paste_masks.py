@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, check_range, check_shapes, height_and_width
+
 
 def paste_masks(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """Masks at image size from box-sized probabilities.
@@ -28,10 +30,14 @@ def paste_masks(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], thres
     Source: ``_do_paste_mask`` of detectron2 and mmdetection, evaluated on the whole image (their CPU path cuts the
     faint outer half cell of large boxes, which only a threshold below 0.5 shows).
     """
-    height, width = image_size
-    return torch.ops.cascadeops.paste_masks(probs.detach().float(), boxes.detach().float(), height, width, threshold)
+    height, width = height_and_width("paste_masks", "image_size", image_size)
+    probs, boxes = as_float32("paste_masks", probs=probs, boxes=boxes)
+    return torch.ops.cascadeops.paste_masks(probs, boxes, height, width, threshold)
 
 
 @torch.library.register_fake("cascadeops::paste_masks")
 def _(probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float):
+    check_shapes("paste_masks", probs=(probs, "N h w"), boxes=(boxes, "N 4"))
+    for size in (height, width):
+        check_range("paste_masks", "image_size", size, 1, 2**23)
     return probs.new_empty(probs.shape[0], height, width, dtype=torch.bool if threshold >= 0 else torch.uint8)

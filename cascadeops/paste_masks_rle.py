@@ -6,6 +6,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, check_range, check_shapes, height_and_width
+
 
 def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
     """``pycocotools.mask.encode`` of ``paste_masks``, byte for byte, without an image-sized mask.
@@ -28,10 +30,9 @@ def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
 
     Source: pasting as ``paste_masks``; format of github.com/cocodataset/cocoapi, common/maskApi.
     """
-    height, width = image_size
-    counts, offsets = torch.ops.cascadeops.paste_masks_rle(
-        probs.detach().float(), boxes.detach().float(), height, width, threshold
-    )
+    height, width = height_and_width("paste_masks_rle", "image_size", image_size)
+    probs, boxes = as_float32("paste_masks_rle", probs=probs, boxes=boxes)
+    counts, offsets = torch.ops.cascadeops.paste_masks_rle(probs, boxes, height, width, threshold)
     counts, ends = counts.cpu(), offsets.tolist()
     text = ctypes.string_at(counts.data_ptr(), len(counts))
     return [{"size": [height, width], "counts": text[begin:end]} for begin, end in itertools.pairwise(ends)]
@@ -39,6 +40,9 @@ def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
 
 @torch.library.register_fake("cascadeops::paste_masks_rle")
 def _(probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float):
+    check_shapes("paste_masks_rle", probs=(probs, "N h w"), boxes=(boxes, "N 4"))
+    for size in (height, width):
+        check_range("paste_masks_rle", "image_size", size, 1, 2**23)
     length = torch.library.get_ctx().new_dynamic_size()
     return (
         probs.new_empty(length, dtype=torch.uint8),

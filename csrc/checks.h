@@ -34,10 +34,14 @@ inline std::string shape_of(const torch::stable::Tensor& tensor) {
   return text.str();
 }
 
+// Elements of the dtype, and where the processor expects them: a view of bytes can begin anywhere.
 inline void check_dtype(const char* op, const char* name, const torch::stable::Tensor& tensor,
                         torch::headeronly::ScalarType dtype) {
   check(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ", torch::headeronly::toString(dtype),
         ", got ", torch::headeronly::toString(tensor.scalar_type()));
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  check(address % tensor.element_size() == 0, op, ": ", name, " must begin at a multiple of ", tensor.element_size(),
+        " bytes, got an address with remainder ", address % tensor.element_size());
 }
 
 inline void check_same_device(const char* op, const char* name, const torch::stable::Tensor& tensor,
@@ -80,12 +84,13 @@ inline void check_multiclass_nms(const torch::stable::Tensor& boxes, const torch
                                  double score_threshold, double iou_threshold, int64_t max_detections) {
   constexpr const char* op = "multiclass_nms";
   check(scores.dim() == 3, op, ": scores must have shape [B, N, C], got ", shape_of(scores));
+  check(scores.size(2) <= kMaxCandidates / std::max<int64_t>(scores.size(1), 1), op,
+        ": scores must have fewer than 2**31 (row, class) pairs, got ", shape_of(scores));
   const int64_t batch = scores.size(0), rows = scores.size(1), classes = scores.size(2);
   check(boxes.dim() == 3 && boxes.size(0) == batch && boxes.size(1) == rows &&
             (boxes.size(2) == 4 || boxes.size(2) == classes * 4),
         op, ": boxes must have shape [B, N, 4] or [B, N, C * 4], with scores ", shape_of(scores), ", got ",
         shape_of(boxes));
-  check(rows == 0 || classes <= kMaxCandidates / rows, op, ": scores must have fewer than 2**31 (row, class) pairs");
   check_dtype(op, "boxes", boxes, torch::headeronly::ScalarType::Float);
   check_dtype(op, "scores", scores, torch::headeronly::ScalarType::Float);
   check_same_device(op, "scores", scores, "boxes", boxes);
@@ -113,14 +118,15 @@ inline void check_paste(const char* op, const torch::stable::Tensor& probs, cons
 inline void check_paste_masks(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes, int64_t height,
                               int64_t width, double threshold) {
   check_paste("paste_masks", probs, boxes, height, width);
-  check(threshold > 0 || threshold < 0,
+  const auto compared = static_cast<float>(threshold);  // the smallest numbers become 0
+  check(compared > 0 || compared < 0,
         "paste_masks: threshold must be positive, or negative for uint8 probabilities, got ", threshold);
 }
 
 inline void check_paste_masks_rle(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes,
                                   int64_t height, int64_t width, double threshold) {
   check_paste("paste_masks_rle", probs, boxes, height, width);
-  check(threshold > 0, "paste_masks_rle: threshold must be positive, got ", threshold);
+  check(static_cast<float>(threshold) > 0, "paste_masks_rle: threshold must be positive, got ", threshold);
   check(height * width < int64_t{1} << 32, "paste_masks_rle: image_size must hold fewer than 2**32 pixels, got (",
         height, ", ", width, ")");
 }
@@ -179,6 +185,9 @@ inline void check_roi_values(const torch::stable::Tensor& rois, int64_t batch_si
   }
 }
 
+// A target has fewer than 2**31 cells.
+constexpr int64_t kMaxTargetSide = int64_t{1} << 15;
+
 inline void check_mask_targets(const torch::stable::Tensor& bitmaps, const torch::stable::Tensor& offsets,
                                const torch::stable::Tensor& windows, const torch::stable::Tensor& boxes,
                                const torch::stable::Tensor& index, int64_t output_size) {
@@ -200,7 +209,7 @@ inline void check_mask_targets(const torch::stable::Tensor& bitmaps, const torch
   check_same_device(op, "windows", windows, "bitmaps", bitmaps);
   check_same_device(op, "boxes", boxes, "bitmaps", bitmaps);
   check_same_device(op, "index", index, "bitmaps", bitmaps);
-  check(output_size > 0, op, ": output_size must be positive, got ", output_size);
+  check(output_size > 0 && output_size <= kMaxTargetSide, op, ": output_size must be in [1, 2**15], got ", output_size);
 }
 
 }  // namespace cascadeops

@@ -1,9 +1,26 @@
 """Fixtures of all tests: a fixed seed, the devices there are, and memory that is poisoned before a kernel fills it."""
 
+import contextlib
+
 import pytest
 import torch
+from guarded_memory import GuardedArguments
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--guarded", choices=["start", "end"], help="arguments of operators begin or end at a forbidden page"
+    )
+
+
+@pytest.fixture(autouse=True)
+def guarded_arguments(request):
+    """With --guarded, a read one byte beyond an argument's memory ends the run."""
+    edge = request.config.getoption("--guarded")
+    with contextlib.nullcontext() if edge is None else GuardedArguments(edge):
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])

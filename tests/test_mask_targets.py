@@ -175,7 +175,8 @@ def test_opcheck_and_compile(device):
         ({"index": torch.tensor([0.0])}, "index must have dtype Long, got Float"),
         ({"index": torch.tensor([1])}, r"index\[0\] must be in \[-1, 1\), got 1"),
         ({"index": torch.tensor([-2])}, r"index\[0\] must be in \[-1, 1\), got -2"),
-        ({"output_size": 0}, "output_size must be positive, got 0"),
+        ({"output_size": 0}, r"output_size must be in \[1, 2\*\*15\], got 0"),
+        ({"output_size": 2**32}, r"output_size must be in \[1, 2\*\*15\], got 4294967296"),
         (
             {"windows": torch.tensor([[0, 0, -1, 4]], dtype=torch.int32)},
             r"windows\[0\] must have a width and height of at least 0, got \(-1, 4\)",

@@ -100,6 +100,7 @@ bool KeptBoxes::any_above(const float* x1, const float* y1, const float* x2, con
 }  // namespace
 
 std::vector<int32_t> greedy_nms(const Candidates& candidates, const IouTest& test, int64_t max_output) {
+  if (candidates.boxes.empty()) return {};  // there may be no group either
   KeptBoxes kept_boxes(candidates);
   std::vector<int32_t> kept;
   for (int32_t position : sort_by_score(candidates.scores)) {
