@@ -38,12 +38,10 @@ def height_and_width(operator: str, name: str, value: int | tuple[int, int]) -> 
 
 def as_list(operator: str, name: str, values: Sequence[Any], kind: type | tuple[type, ...]) -> list[Any]:
     """A list of one kind of object. TypeError: anything else."""
-    if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        found = (
-            [type(value).__name__ for value in values] if isinstance(values, list | tuple) else type(values).__name__
-        )
-        wanted = " or ".join(one.__name__ for one in kinds)
+    is_list = isinstance(values, list | tuple)
+    if not is_list or not all(isinstance(value, kind) for value in values):
+        wanted = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        found = f"a list of {', '.join(type(value).__name__ for value in values)}" if is_list else type(values).__name__
         raise TypeError(f"{operator}: {name} must be a list of {wanted}, got {found}")
     return list(values)
 

@@ -10,9 +10,7 @@ NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--guarded", choices=["start", "end"], help="arguments of operators begin or end at a forbidden page"
-    )
+    parser.addoption("--guarded", choices=["start", "end"], help="where arguments of operators meet a forbidden page")
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,19 @@ def objects() -> dict[str, Tensor]:
 
 
 OPERATORS = {
+    "deform_conv2d": Operator(
+        lambda: {
+            "input": torch.randn(2, 8, 7, 6).contiguous(memory_format=torch.channels_last),
+            "offset": torch.randn(2, 36, 4, 3) * 2,
+            "weight": torch.randn(6, 4, 3, 3),
+            "bias": torch.randn(6),
+            "stride": (2, 2),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "mask": torch.rand(2, 18, 4, 3),
+        },
+        gradients=("input", "offset", "weight", "bias", "mask"),
+    ),
     "mask_targets": Operator(
         lambda: {**objects(), "boxes": boxes(6), "index": torch.tensor([0, 1, -1, 0, 1, 1]), "output_size": 7}
     ),
