@@ -18,8 +18,8 @@ from importlib import metadata
 import pytest
 import torch
 
-SECONDS, MOST_ROUNDS, FEWEST_ROUNDS = 1.5, 1000, 3
-"""A case is repeated for about so many seconds, within these numbers of rounds."""
+SECONDS, MOST_ROUNDS = 1.5, 1000
+"""A case is repeated for about so many seconds, at least three times; once, when a single call takes longer."""
 
 
 class DeviceStamp:
@@ -76,7 +76,8 @@ def measure(benchmark, device):
         if benchmark.disabled:
             benchmark.pedantic(lambda: None)  # or pytest-benchmark warns of an unused fixture
             return
-        rounds = min(max(int(SECONDS / _seconds(function, device)), FEWEST_ROUNDS), MOST_ROUNDS)
+        once = _seconds(function, device)
+        rounds = min(max(int(SECONDS / once), 3), MOST_ROUNDS) if once < SECONDS else 1
         benchmark.pedantic(
             function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=rounds // 10
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 OURS = "cascadeops"
 NOISY = 0.2
-"""A median is marked when the middle half of its rounds spreads over more than this share of it."""
+"""A median is marked when the middle half of its rounds spreads over more than this share of it, or it is one round."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ def load(path: Path) -> list[Run]:
         workload = devices[info["device"]].setdefault(key, Workload(*key))
         workload.timings[info["implementation"]] = Timing(
             stats["median"],
-            stats["iqr"] > NOISY * stats["median"],
+            stats["iqr"] > NOISY * stats["median"] or stats["rounds"] == 1,
             info.get("gb_per_second"),
             info.get("share_of_copy_bandwidth"),
         )
@@ -171,9 +171,9 @@ UNITS = [(1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")]
 
 
 def ratio(value: float) -> str:
-    """ "12.3x"; a loss is bold and says that it is one."""
+    """12.3x, say; a loss is bold and says that it is one."""
     text = f"{value:.2f}x" if value < 10 else f"{_three_digits(value)}x"
-    return text if value >= 1 else f"**{text}: slower**"
+    return text if value >= 1 else f"**{text}: a loss**"
 
 
 def _three_digits(value: float) -> str:
