@@ -11,10 +11,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DeformConv2d",
+    "batched_nms",
     "deform_conv2d",
     "mask_targets",
+    "match_boxes",
     "multiclass_nms",
     "multiscale_roi_align",
+    "nms",
     "padded_nms",
     "paste_masks",
     "paste_masks_rle",
@@ -25,8 +28,10 @@ _binary.load(__version__)
 if _binary.cpu.path is not None:
     from cascadeops.deform_conv2d import DeformConv2d, deform_conv2d
     from cascadeops.mask_targets import mask_targets
+    from cascadeops.match_boxes import match_boxes
     from cascadeops.multiclass_nms import multiclass_nms
     from cascadeops.multiscale_roi_align import multiscale_roi_align
+    from cascadeops.nms import batched_nms, nms
     from cascadeops.padded_nms import padded_nms
     from cascadeops.paste_masks import paste_masks
     from cascadeops.paste_masks_rle import paste_masks_rle

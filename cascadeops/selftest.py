@@ -91,6 +91,26 @@ def _padded_nms(device: str, generator: torch.Generator) -> float:
     return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def _nms(device: str, generator: torch.Generator) -> float:
+    boxes, scores = _boxes(generator, 300, largest=60), torch.rand(300, generator=generator)
+    return _difference(cascadeops.nms(boxes.to(device), scores.to(device), 0.5), _reference("nms")(boxes, scores, 0.5))
+
+
+def _batched_nms(device: str, generator: torch.Generator) -> float:
+    boxes, scores = _boxes(generator, 300, largest=60), torch.rand(300, generator=generator)
+    idxs = torch.randint(4, (300,), generator=generator)
+    ours = cascadeops.batched_nms(boxes.to(device), scores.to(device), idxs.to(device), 0.5)
+    return _difference(ours, importlib.import_module("cascadeops.reference.nms").batched_nms(boxes, scores, idxs, 0.5))
+
+
+def _match_boxes(device: str, generator: torch.Generator) -> float:
+    boxes, gt_boxes = _boxes(generator, 2, 300, largest=90), _boxes(generator, 2, 12, largest=90)
+    valid, gt_valid = torch.rand(2, 300, generator=generator) < 0.9, torch.rand(2, 12, generator=generator) < 0.9
+    inputs = boxes, valid, gt_boxes, gt_valid
+    ours = cascadeops.match_boxes(*(tensor.to(device) for tensor in inputs), 0.5, 0.4, 0.3)
+    return _difference(ours, _reference("match_boxes")(*inputs, 0.5, 0.4, 0.3))
+
+
 def _multiclass_nms(device: str, generator: torch.Generator) -> float:
     boxes, scores = _boxes(generator, 2, 100, largest=60), torch.rand(2, 100, 5, generator=generator)
     ours = cascadeops.multiclass_nms(boxes.to(device), scores.to(device), 0.3, 0.5, 60)
@@ -148,9 +168,12 @@ def _deform_conv2d(device: str, generator: torch.Generator) -> float:
 
 CHECKS = {
     "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
+    "batched_nms": (_batched_nms, 0.0),
     "mask_targets": (_mask_targets, 1e-3),  # a cell whose coverage rounds to one half may fall on either side
+    "match_boxes": (_match_boxes, 0.0),
     "multiclass_nms": (_multiclass_nms, 0.0),
     "multiscale_roi_align": (_multiscale_roi_align, 1e-4),  # float32 sums in another order
+    "nms": (_nms, 0.0),
     "padded_nms": (_padded_nms, 0.0),
     "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
     "paste_masks_rle": (_paste_masks_rle, 0.0),

@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
       "mask_targets(Tensor bitmaps, Tensor offsets, Tensor windows, Tensor boxes, Tensor index, int output_size) -> "
       "Tensor");
 
+  // boxes: [N, 4]; scores, idxs: [N]; the result's length depends on the data
+  library.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
+  library.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   // boxes: [B, N, 4]; scores: [B, N]; a score of -inf marks a padding row
   library.def(
       "padded_nms(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold, int max_output) "
@@ -27,6 +30,11 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   library.def(
       "multiclass_nms(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold, int max_detections) "
       "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor index, Tensor count)");
+
+  // boxes: [N, P, 4]; valid: [N, P]; gt_boxes: [N, G, 4]; gt_valid: [N, G]
+  library.def(
+      "match_boxes(Tensor boxes, Tensor valid, Tensor gt_boxes, Tensor gt_valid, float positive_iou, "
+      "float negative_iou, float? low_quality_iou) -> Tensor");
 
   // probs: [N, h, w]; boxes: [N, 4]
   library.def("paste_masks(Tensor probs, Tensor boxes, int height, int width, float threshold) -> Tensor");

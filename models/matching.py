@@ -1,4 +1,4 @@
-"""Which ground truth a box is trained on, and which boxes are trained on at all. Fixed shapes throughout."""
+"""Which boxes are trained on, of those that `cascadeops.match_boxes` matched. Fixed shapes throughout."""
 
 from __future__ import annotations
 
@@ -7,44 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .boxes import box_iou
-
 NEGATIVE, IGNORED = -1, -2
-
-
-def match_boxes(
-    boxes: Tensor,
-    valid: Tensor,
-    gt_boxes: Tensor,
-    gt_valid: Tensor,
-    positive_iou: float,
-    negative_iou: float,
-    low_quality_iou: float | None,
-) -> Tensor:
-    """Index of the ground truth of each box, or NEGATIVE, or IGNORED (Faster R-CNN, section 3.1.2).
-
-    Args:
-        boxes: [N, P, 4] and their validity [N, P]; gt_boxes: [N, G, 4], G >= 1, and theirs [N, G].
-        positive_iou: a box whose best IoU reaches it is positive.
-        negative_iou: a box whose best IoU is below it is negative; between the two it is ignored.
-        low_quality_iou: where a ground truth's best IoU over all boxes reaches this, every box with exactly that IoU is
-            given to it, whatever the first two rules said; where several claim a box, the last wins. None: not done.
-
-    Returns:
-        [N, P] int64; rows that are not valid are IGNORED.
-    """
-    iou = box_iou(gt_boxes, boxes)  # [N, G, P]
-    iou = torch.where(gt_valid[:, :, None] & valid[:, None], iou, -1.0)
-    best_iou, best_gt = iou.max(dim=1)
-    match = torch.where(best_iou >= positive_iou, best_gt, IGNORED)
-    match = torch.where(best_iou < negative_iou, NEGATIVE, match)
-    if low_quality_iou is not None:
-        best_of_gt = iou.amax(dim=2, keepdim=True)
-        claimed = (iou == best_of_gt) & (best_of_gt >= low_quality_iou)
-        rank = torch.arange(1, iou.shape[1] + 1, device=iou.device)[:, None]
-        last_claim = (claimed * rank).amax(dim=1) - 1
-        match = torch.where(last_claim >= 0, last_claim, match)
-    return torch.where(valid, match, IGNORED)
+"""What `cascadeops.match_boxes` gives a box that has no ground truth."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .anchors import grid_anchors
 from .boxes import decode_boxes, encode_boxes
 from .config import RPNConfig
 from .losses import box_loss, objectness_loss
-from .matching import match_boxes, sample_matches
+from .matching import sample_matches
 from .padding import rows_below
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -85,7 +85,7 @@ class RPN(nn.Module):
         # Anchors that leave the image are not trained (Faster R-CNN, section 3.3).
         limit = image_sizes.flip(-1)[:, None].to(anchors.dtype)
         inside = ((anchors[..., :2] >= 0) & (anchors[..., 2:] < limit)).all(dim=-1)
-        match = match_boxes(
+        match = cascadeops.match_boxes(
             anchors, inside, gt_boxes, gt_valid, config.positive_iou, config.negative_iou, config.low_quality_iou
         )
         samples = sample_matches(match, config.num_samples, config.positive_fraction)

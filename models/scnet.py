@@ -28,7 +28,7 @@ from .config import SCNetConfig
 from .fpn import FPN
 from .heads import BoxHead, FeatureRelay, GlobalContextHead, ResidualMaskHead, ResidualSemanticHead
 from .losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
-from .matching import IGNORED, match_boxes, sample_matches
+from .matching import IGNORED, sample_matches
 from .padding import rows_below, used_capacity
 from .resnet import ResNet
 from .rpn import RPN
@@ -242,7 +242,7 @@ class SCNet(nn.Module):
         """
         config, gt_valid = self.config, gt_labels >= 0
         iou = config.stage_iou[stage]
-        match = match_boxes(boxes, valid, gt_boxes, gt_valid, iou, iou, iou)
+        match = cascadeops.match_boxes(boxes, valid, gt_boxes, gt_valid, iou, iou, iou)
         itself = torch.where(gt_valid, torch.arange(gt_boxes.shape[1], device=boxes.device), IGNORED)
         match, boxes = torch.cat([itself, match], dim=1), torch.cat([gt_boxes, boxes], dim=1)
         samples = sample_matches(match, config.num_samples, config.positive_fraction)

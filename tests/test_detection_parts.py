@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from cascadeops import match_boxes
 from models.anchors import grid_anchors
 from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, encode_boxes
 from models.losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
-from models.matching import IGNORED, NEGATIVE, match_boxes, sample_matches
+from models.matching import IGNORED, NEGATIVE, sample_matches
 from models.padding import rows_below, used_capacity
 
 STAGE_STDS = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]

@@ -23,6 +23,16 @@ CASCADEOPS_HD bool is_finite(const Box& box) {
   return finite(box.x1) && finite(box.y1) && finite(box.x2) && finite(box.y2);
 }
 
+// Intersection over union rounded as PyTorch rounds it in float32, so that an assignment made of these numbers is the
+// one that tensor operations give: boxes without overlap have 0, and a union below 1e-6 counts as that.
+CASCADEOPS_HD float rounded_iou(const Box& a, float area_a, const Box& b, float area_b) {
+  const float width = (a.x2 < b.x2 ? a.x2 : b.x2) - (a.x1 > b.x1 ? a.x1 : b.x1);
+  const float height = (a.y2 < b.y2 ? a.y2 : b.y2) - (a.y1 > b.y1 ? a.y1 : b.y1);
+  const float inter = (width > 0 ? width : 0.0f) * (height > 0 ? height : 0.0f);
+  const float union_area = area_a + area_b - inter;
+  return inter / (union_area > 1e-6f ? union_area : 1e-6f);
+}
+
 struct IouTest {
   double threshold;
   float low, high;  // inter < low * union: surely not above; inter > high * union: surely above

@@ -1,11 +1,22 @@
-// Candidates are visited by descending score. Each is compared with the boxes already kept of its own group, which lie
-// together as one array per coordinate, so that 16 comparisons are one vector operation. The visit stops as soon as
-// max_output are kept. Memory: 36 bytes per candidate for the sort and the kept boxes.
+// Candidates are visited by descending score. Each is compared with the boxes already kept of its own group; groups do
+// not meet, so threads share them. Three things keep the work small, and none changes a decision:
+//
+// - Kept boxes lie in blocks of 16, one array per coordinate, so that 16 comparisons are one vector operation. It asks
+//   for less than the IoU: a cheap float32 bound, beyond which the float64 rule of common/boxes.h decides.
+// - A large group keeps its boxes in the cells of a grid, by their top left corners. A box whose IoU with the candidate
+//   exceeds the threshold t shares more than t of either width, so its corner lies at most (1 - t) widths to the right
+//   and (1 - t) / t widths to the left of the candidate's; only those cells are looked at. Heights likewise.
+// - The visit goes in chunks of growing length and ends with the chunk in which max_output are reached.
+//
+// Memory: 60 bytes per candidate, most of it for the kept boxes.
 
 #include "cpu/greedy_nms.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -15,7 +26,9 @@
 namespace cascadeops {
 namespace {
 
-constexpr int64_t kLanes = 16;  // one AVX-512 vector
+constexpr int kLanes = 16;  // one AVX-512 vector
+constexpr int64_t kCandidatesPerCell = 32, kMostCellsPerSide = 64;
+constexpr int64_t kFirstChunk = 4096, kCandidatesPerThread = 1024;  // fewer are not worth a thread
 
 // Positions by descending score, equal scores by position: a radix sort with three digits of 11 bits.
 std::vector<int32_t> sort_by_score(const std::vector<float>& scores) {
@@ -40,61 +53,159 @@ std::vector<int32_t> sort_by_score(const std::vector<float>& scores) {
   return order;
 }
 
-// Kept boxes, each group in a region of its own that has room for all its candidates. Free places hold a box that
-// overlaps nothing, and regions are whole vectors, so that comparisons need no remainder loop.
-class KeptBoxes {
- public:
-  explicit KeptBoxes(const Candidates& candidates) : begin_(candidates.num_groups + 1), count_(candidates.num_groups) {
-    if (candidates.groups.empty()) begin_[1] = static_cast<int64_t>(candidates.boxes.size());
-    for (int32_t group : candidates.groups) ++begin_[group + 1];
-    for (size_t group = 1; group < begin_.size(); ++group) {
-      begin_[group] = begin_[group - 1] + (begin_[group] + kLanes - 1) / kLanes * kLanes;
-    }
-    for (auto& x : low_) x.assign(begin_.back(), std::numeric_limits<float>::max());
-    for (auto& x : high_) x.assign(begin_.back(), std::numeric_limits<float>::lowest());
-    area_.assign(begin_.back(), 0.0f);
-  }
-
-  void add(const Box& box, int32_t group) {
-    const int64_t place = begin_[group] + count_[group]++;
-    low_[0][place] = box.x1, low_[1][place] = box.y1;
-    high_[0][place] = box.x2, high_[1][place] = box.y2;
-    area_[place] = box_area(box);
-  }
-
-  bool suppress(const Box& box, int32_t group, const IouTest& test) const {
-    const int64_t begin = begin_[group];
-    return any_above(&low_[0][begin], &low_[1][begin], &high_[0][begin], &high_[1][begin], &area_[begin], count_[group],
-                     box, test);
-  }
-
- private:
-  static bool any_above(const float* x1, const float* y1, const float* x2, const float* y2, const float* area,
-                        int64_t count, const Box& box, const IouTest& test);
-
-  std::vector<int64_t> begin_, count_;            // of each group
-  std::array<std::vector<float>, 2> low_, high_;  // (x1, y1), (x2, y2)
-  std::vector<float> area_;
+struct alignas(64) Block {
+  float x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes];
+  float bound[kLanes];
 };
 
-CASCADEOPS_CLONES
-bool KeptBoxes::any_above(const float* x1, const float* y1, const float* x2, const float* y2, const float* area,
-                          int64_t count, const Box& box, const IouTest& test) {
-  const Box candidate = box;
-  const IouTest limits = test;
-  const float candidate_area = box_area(candidate);
-  for (int64_t begin = 0; begin < count; begin += kLanes) {
-    int answers = 0;
-    for (int64_t i = begin; i < begin + kLanes; ++i) {
-      answers |= compare_iou({x1[i], y1[i], x2[i], y2[i]}, area[i], candidate, candidate_area, limits);
+// Free places of a block: without extent, they overlap nothing.
+constexpr Block kEmptyBlock{};
+
+// IoU > t means  inter > t / (1 + t) * (area_a + area_b).  The bound of a box is its part of the right-hand side, made
+// smaller by more than the roundings of float32; -infinity where float32 may overflow or underflow, and so says
+// nothing.
+struct BoundRule {
+  float share;
+
+  explicit BoundRule(double threshold) : share(static_cast<float>(threshold / (1 + threshold) * (1 - 0x1p-18))) {}
+
+  CASCADEOPS_INLINE float operator()(const Box& box) const {
+    const float area = box_area(box), bound = share * area;
+    return area > 0x1p-60f && area < 0x1p120f && bound > 0x1p-100f ? bound : -std::numeric_limits<float>::infinity();
+  }
+};
+
+// Where top left corners lie in an image, as far as candidates have any.
+struct Extent {
+  double x = 0, y = 0, width = 0, height = 0;
+
+  explicit Extent(const std::vector<Box>& boxes) {
+    if (boxes.empty()) return;
+    float x1 = boxes[0].x1, y1 = boxes[0].y1, x2 = x1, y2 = y1;
+    for (const Box& box : boxes) {
+      x1 = std::min(x1, box.x1), x2 = std::max(x2, box.x1);
+      y1 = std::min(y1, box.y1), y2 = std::max(y2, box.y1);
     }
-    if (answers & kIouAbove) return true;
-    if (answers == 0) continue;
-    for (int64_t i = begin; i < begin + kLanes; ++i) {
-      if (iou_above({x1[i], y1[i], x2[i], y2[i]}, area[i], candidate, candidate_area, limits)) return true;
+    x = x1, y = y1, width = static_cast<double>(x2) - x1, height = static_cast<double>(y2) - y1;
+  }
+};
+
+struct Range {
+  int first, last;
+};
+
+// The kept boxes of one group.
+struct Group {
+  int side = 1;                                   // cells along each axis of the grid
+  double x = 0, y = 0, x_scale = 0, y_scale = 0;  // origin, and cells per pixel
+  double widest = 0, highest = 0;                 // of the kept boxes
+  int64_t count = 0;                              // of the kept boxes, those without area included
+  std::vector<int32_t> newest, used;              // of each cell: its newest block, -1 if none, and boxes in that
+  std::vector<int32_t> older;                     // of each block: the next one of its cell, -1 if none
+  std::vector<Block> blocks;
+
+  void prepare(const Extent& extent, int64_t candidates) {
+    side = static_cast<int>(std::clamp<int64_t>(std::sqrt(candidates / kCandidatesPerCell), 1, kMostCellsPerSide));
+    x = extent.x, y = extent.y;
+    x_scale = extent.width > 0 ? side / extent.width : 0;
+    y_scale = extent.height > 0 ? side / extent.height : 0;
+    newest.assign(int64_t{side} * side, -1);
+    used.assign(int64_t{side} * side, kLanes);
+  }
+
+  // Cells do not decrease with the coordinate, so a range of coordinates is a range of cells.
+  CASCADEOPS_INLINE int cell(double distance, double scale) const {
+    return static_cast<int>(std::clamp(distance * scale, 0.0, side - 1.0));
+  }
+
+  CASCADEOPS_INLINE void add(const Box& box, float bound) {
+    const int place = cell(box.y1 - y, y_scale) * side + cell(box.x1 - x, x_scale);
+    if (used[place] == kLanes) {
+      older.push_back(newest[place]);
+      newest[place] = static_cast<int32_t>(blocks.size());
+      used[place] = 0;
+      blocks.push_back(kEmptyBlock);
     }
+    Block& block = blocks[newest[place]];
+    const int lane = used[place]++;
+    block.x1[lane] = box.x1, block.y1[lane] = box.y1, block.x2[lane] = box.x2, block.y2[lane] = box.y2;
+    block.bound[lane] = bound;
+    widest = std::max(widest, static_cast<double>(box.x2) - box.x1);
+    highest = std::max(highest, static_cast<double>(box.y2) - box.y1);
+  }
+};
+
+CASCADEOPS_INLINE bool any_above(const Block& block, const Box& box, float bound, const IouTest& test) {
+  int maybe = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    const float width = (block.x2[i] < box.x2 ? block.x2[i] : box.x2) - (block.x1[i] > box.x1 ? block.x1[i] : box.x1);
+    const float height = (block.y2[i] < box.y2 ? block.y2[i] : box.y2) - (block.y1[i] > box.y1 ? block.y1[i] : box.y1);
+    maybe |= (width > 0) & (height > 0) & (width * height > block.bound[i] + bound);
+  }
+  if (!maybe) return false;
+  for (int i = 0; i < kLanes; ++i) {
+    const Box other{block.x1[i], block.y1[i], block.x2[i], block.y2[i]};
+    if (iou_above(other, box_area(other), box, box_area(box), test)) return true;
   }
   return false;
+}
+
+// The cells whose corners a box that suppresses `low` .. `high` can have along one axis. A millionth more than the rule
+// above, which is more than the roundings of float64.
+CASCADEOPS_INLINE Range reach(const Group& group, float low, float high, double largest, double origin, double scale,
+                              double threshold) {
+  const double size = (static_cast<double>(high) - low) * (1 - threshold) * (1 + 0x1p-20);
+  const double before = std::min(size / threshold, largest * (1 + 0x1p-20));
+  return {group.cell(low - before - origin, scale), group.cell(low + size - origin, scale)};
+}
+
+// Visits the candidates of one group that `ranks` name, and marks those that are kept.
+CASCADEOPS_CLONES
+void sweep(Group& group, const Box* boxes, const int32_t* order, const int32_t* ranks, int64_t count,
+           const IouTest& test, int64_t max_output, uint8_t* kept) {
+  const BoundRule bound_of(test.threshold);
+  for (int64_t i = 0; i < count && group.count < max_output; ++i) {
+    const Box box = boxes[order[ranks[i]]];
+    const bool has_area = box.x2 > box.x1 && box.y2 > box.y1;  // without, it overlaps nothing
+    if (has_area) {
+      const float bound = bound_of(box);
+      Range columns{0, 0}, rows{0, 0};
+      if (group.side > 1) {
+        columns = reach(group, box.x1, box.x2, group.widest, group.x, group.x_scale, test.threshold);
+        rows = reach(group, box.y1, box.y2, group.highest, group.y, group.y_scale, test.threshold);
+      }
+      bool suppressed = false;
+      for (int row = rows.first; row <= rows.last && !suppressed; ++row) {
+        for (int column = columns.first; column <= columns.last && !suppressed; ++column) {
+          int32_t block = group.newest[row * group.side + column];
+          for (; block >= 0 && !suppressed; block = group.older[block]) {
+            suppressed = any_above(group.blocks[block], box, bound, test);
+          }
+        }
+      }
+      if (suppressed) continue;
+      group.add(box, bound);
+    }
+    ++group.count;
+    kept[ranks[i]] = 1;
+  }
+}
+
+// Ranks begin .. end by group, each group's in ascending order; those of group g begin at first[g].
+void divide_by_group(const Candidates& candidates, const std::vector<int32_t>& order, int64_t begin, int64_t end,
+                     std::vector<int32_t>& first, std::vector<int32_t>& ranks) {
+  first.assign(candidates.num_groups + 1, 0);
+  ranks.resize(end - begin);
+  if (candidates.groups.empty()) {
+    first[1] = static_cast<int32_t>(end - begin);
+    return std::iota(ranks.begin(), ranks.end(), static_cast<int32_t>(begin));
+  }
+  for (int64_t rank = begin; rank < end; ++rank) ++first[candidates.groups[order[rank]] + 1];
+  std::partial_sum(first.begin(), first.end(), first.begin());
+  std::vector<int32_t> next(first.begin(), first.end() - 1);
+  for (int64_t rank = begin; rank < end; ++rank) {
+    ranks[next[candidates.groups[order[rank]]]++] = static_cast<int32_t>(rank);
+  }
 }
 
 }  // namespace
@@ -110,6 +221,36 @@ std::vector<int32_t> greedy_nms(const Candidates& candidates, const IouTest& tes
     if (kept_boxes.suppress(box, group, test)) continue;
     kept_boxes.add(box, group);
     kept.push_back(position);
+  const auto total = static_cast<int64_t>(candidates.boxes.size());
+  const std::vector<int32_t> order = sort_by_score(candidates.scores);
+  std::vector<int64_t> sizes(candidates.num_groups, candidates.groups.empty() ? total : 0);
+  for (int32_t group : candidates.groups) ++sizes[group];
+  const Extent extent(candidates.boxes);
+  std::vector<Group> groups(candidates.num_groups);
+
+  std::vector<uint8_t> is_kept(total);
+  std::vector<int32_t> kept, first, ranks;
+  int64_t chunk = max_output > total / 4 ? total : std::max(kFirstChunk, 2 * max_output);
+  for (int64_t begin = 0; begin < total && static_cast<int64_t>(kept.size()) < max_output; chunk *= 2) {
+    const int64_t end = begin + std::min(chunk, total - begin);
+    divide_by_group(candidates, order, begin, end, first, ranks);
+    const int64_t grain = candidates.num_groups * kCandidatesPerThread / (end - begin) + 1;
+    torch::stable::parallel_for(0, candidates.num_groups, grain, [&](int64_t from, int64_t to) {
+      for (int64_t group = from; group < to; ++group) {
+        if (first[group] == first[group + 1]) continue;
+        if (sizes[group] == 1) {
+          is_kept[ranks[first[group]]] = 1;
+          continue;
+        }
+        if (groups[group].newest.empty()) groups[group].prepare(extent, sizes[group]);
+        sweep(groups[group], candidates.boxes.data(), order.data(), &ranks[first[group]],
+              first[group + 1] - first[group], test, max_output, is_kept.data());
+      }
+    });
+    for (int64_t rank = begin; rank < end && static_cast<int64_t>(kept.size()) < max_output; ++rank) {
+      if (is_kept[rank]) kept.push_back(order[rank]);
+    }
+    begin = end;
   }
   return kept;
 }

@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "checks.h"
 #include "cpu/greedy_nms.h"
+#include "cpu/nms_rows.h"
 
 namespace cascadeops {
 namespace {
@@ -17,45 +17,14 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Replaces arbitrary group numbers by 0, 1, ... in order of appearance and returns how many there are. Open addressing:
-// a slot holds 1 + the position where its group appeared first.
-int32_t number_groups(const std::vector<int64_t>& groups, std::vector<int32_t>& numbers) {
-  int bits = 4;
-  while (size_t{1} << bits < 2 * groups.size()) ++bits;
-  std::vector<int32_t> slots(size_t{1} << bits);
-  numbers.resize(groups.size());
-  int32_t count = 0;
-  for (size_t i = 0; i < groups.size(); ++i) {
-    size_t slot = (static_cast<uint64_t>(groups[i]) * 0x9E3779B97F4A7C15u) >> (64 - bits);  // Fibonacci hashing
-    while (slots[slot] != 0 && groups[slots[slot] - 1] != groups[i]) slot = (slot + 1) & (slots.size() - 1);
-    if (slots[slot] == 0) {
-      slots[slot] = static_cast<int32_t>(i) + 1;
-      numbers[i] = count++;
-    } else {
-      numbers[i] = numbers[slots[slot] - 1];
-    }
-  }
-  return count;
-}
-
 // Runs one image; returns the first row with a NaN score or a box that is not finite, or -1.
 int64_t nms_of_image(const Box* boxes, const float* scores, const int64_t* groups, int64_t rows, const IouTest& test,
                      int64_t max_output, int64_t* index, int64_t* count) {
-  Candidates candidates;
-  std::vector<int32_t> source;         // row of each candidate
-  std::vector<int64_t> source_groups;  // its group as given
-  for (int64_t row = 0; row < rows; ++row) {
-    if (scores[row] == -INFINITY) continue;
-    if (std::isnan(scores[row]) || !is_finite(boxes[row])) return row;
-    candidates.boxes.push_back(boxes[row]);
-    candidates.scores.push_back(scores[row]);
-    source.push_back(static_cast<int32_t>(row));
-    if (groups) source_groups.push_back(groups[row]);
-  }
-  if (groups) candidates.num_groups = number_groups(source_groups, candidates.groups);
-
-  const std::vector<int32_t> kept = greedy_nms(candidates, test, max_output);
-  std::transform(kept.begin(), kept.end(), index, [&](int32_t position) { return source[position]; });
+  RowCandidates image;
+  const int64_t bad_row = collect_rows(boxes, scores, groups, rows, /*skip_padding=*/true, image);
+  if (bad_row >= 0) return bad_row;
+  const std::vector<int32_t> kept = greedy_nms(image.candidates, test, max_output);
+  std::transform(kept.begin(), kept.end(), index, [&](int32_t position) { return image.row[position]; });
   std::fill(index + kept.size(), index + max_output, -1);
   *count = static_cast<int64_t>(kept.size());
   return -1;

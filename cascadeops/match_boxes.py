@@ -1,0 +1,53 @@
+"""Which ground truth each box is trained on, without a matrix of IoUs."""
+
+import torch
+from torch import Tensor
+
+
+def match_boxes(
+    boxes: Tensor,  # [N, P, 4]
+    valid: Tensor,  # bool [N, P]
+    gt_boxes: Tensor,  # [N, G, 4]
+    gt_valid: Tensor,  # bool [N, G]
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_iou: float | None = None,
+) -> Tensor:
+    """Index of the ground truth of each box, or -1 (negative), or -2 (ignored), by intersection over union.
+
+    IoUs are float32 and rounded as tensor operations round them, on every device, so that two boxes with the same best
+    IoU tie here exactly where they tie there. Memory is O(P + G): 268,569 anchors and 500 ground truths need 1 MB,
+    where the matrix has 537 MB. There is no synchronisation with the host and no gradient.
+
+    Args:
+        boxes: ``[N, P, 4]``, (x1, y1, x2, y2) in pixels; any floating dtype, read as float32. A batch of one image's
+            anchors, ``anchors.expand(N, -1, -1)``, is not copied.
+        valid: bool ``[N, P]``; other rows are ignored, and their boxes not looked at.
+        gt_boxes: ``[N, G, 4]``, same rules; G may be 0.
+        gt_valid: bool ``[N, G]``; other rows are padding.
+        positive_iou: in [0, 1]; a box whose best IoU reaches it is positive: it gets the ground truth of that IoU, of
+            several the first.
+        negative_iou: in [0, positive_iou]; a box whose best IoU is below it is negative, and so is every valid box of
+            an image without ground truth. Between the two a box is ignored.
+        low_quality_iou: in [0, 1]; where a ground truth's best IoU over all boxes reaches this, every box with exactly
+            that IoU is given to it, whatever the first two rules said; where several claim a box, the last wins. None:
+            not done.
+
+    Returns:
+        int64 ``[N, P]``.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device, thresholds out of range; on the CPU also for a valid row whose box
+            is not finite (a CUDA kernel cannot raise: there a box that is not finite has IoU 0 with everything).
+
+    Source: Ren et al., "Faster R-CNN", NIPS 2015, section 3.1.2; results as mmdetection 3's ``MaxIoUAssigner``.
+    """
+    boxes, gt_boxes = boxes.detach().float(), gt_boxes.detach().float()
+    return torch.ops.cascadeops.match_boxes(
+        boxes, valid, gt_boxes, gt_valid, positive_iou, negative_iou, low_quality_iou
+    )
+
+
+@torch.library.register_fake("cascadeops::match_boxes")
+def _(boxes, valid, gt_boxes, gt_valid, positive_iou, negative_iou, low_quality_iou):
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.int64)
