@@ -21,6 +21,7 @@ __all__ = [
     "padded_nms",
     "paste_masks",
     "paste_masks_rle",
+    "self_calibrated_gate",
 ]
 
 _binary.load(__version__)
@@ -35,5 +36,6 @@ if _binary.cpu.path is not None:
     from cascadeops.padded_nms import padded_nms
     from cascadeops.paste_masks import paste_masks
     from cascadeops.paste_masks_rle import paste_masks_rle
+    from cascadeops.self_calibrated_gate import self_calibrated_gate
 else:  # importing never fails: each operator says what is wrong when it is called
     globals().update({name: _binary.missing(name) for name in __all__})

@@ -166,6 +166,22 @@ def _deform_conv2d(device: str, generator: torch.Generator) -> float:
     return max(_difference(a, b) / b.abs().max().item() for a, b in zip(ours, expected, strict=True))
 
 
+def _self_calibrated_gate(device: str, generator: torch.Generator) -> float:
+    """Values, and the gradients of their weighted sum, where the pooling by 4 leaves pixels over."""
+    sizes = (9, 14), (9, 14), (2, 3)
+    maps = [torch.randn(2, 20, *size, generator=generator).to(memory_format=torch.channels_last) for size in sizes]
+    weight = torch.randn(2, 20, 9, 14, generator=generator)
+
+    def values_and_gradients(function, maps, weight):
+        maps = [m.detach().requires_grad_() for m in maps]
+        gated = function(*maps)
+        return [gated.detach(), *torch.autograd.grad((gated * weight).sum(), maps)]
+
+    ours = values_and_gradients(cascadeops.self_calibrated_gate, [m.to(device) for m in maps], weight.to(device))
+    expected = values_and_gradients(_reference("self_calibrated_gate"), maps, weight)
+    return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
+
+
 CHECKS = {
     "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "batched_nms": (_batched_nms, 0.0),
@@ -177,5 +193,6 @@ CHECKS = {
     "padded_nms": (_padded_nms, 0.0),
     "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
     "paste_masks_rle": (_paste_masks_rle, 0.0),
+    "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
 }
 """Operator -> (check, largest difference that passes)."""

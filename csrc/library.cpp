@@ -53,4 +53,10 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   library.def(
       "deform_conv2d_backward_weight(Tensor grad, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
       "int[] stride, int[] padding, int[] dilation) -> Tensor");
+
+  // x, k3, grad: [N, C, H, W]; k2: [N, C, h, w]
+  library.def("self_calibrated_gate(Tensor x, Tensor k3, Tensor k2) -> Tensor");
+  library.def(
+      "self_calibrated_gate_backward(Tensor grad, Tensor x, Tensor k3, Tensor k2) "
+      "-> (Tensor grad_x, Tensor grad_k3, Tensor grad_k2)");
 }

@@ -1,0 +1,315 @@
+// The gate of a self-calibrated convolution on the CPU.
+//
+//   out[n, c, y, x] = k3[n, c, y, x] * sigmoid(x[n, c, y, x] + k2[n, c, cell(y), cell(x)])
+//
+// with PyTorch's nearest rule (common/nearest.h). Maps may have any strides; results are channels-last if x is, else
+// contiguous, and the walk follows them, in blocks: lines of consecutive elements that take the same values of k2. In
+// channels-last maps these are the channels of the pixels that a row has in a cell; in contiguous ones, the rows of one
+// channel in a row of cells. A buffer holds k2 for a row of cells, spread over the pixels of a line where needed. So
+// every map is read once and every result written once.
+//
+// Backward recomputes the sigmoid. The gradient of k2 is summed in a second buffer like the first, block by block, by
+// the thread that owns the row of cells or the channel: in the same order for any number of threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+#include "checks_self_calibrated_gate.h"
+#include "common/nearest.h"
+#include "common/sigmoid.h"
+#include "cpu/exp.h"
+#include "dispatch.h"
+#include "layout.h"
+
+namespace cascadeops {
+namespace {
+
+using torch::stable::Tensor;
+
+// One axis: the pixels of cell i are those from [i] to [i + 1].
+std::vector<int64_t> pixel_ranges(int64_t cells, int64_t pixels) {
+  const NearestAxis axis(cells, pixels);
+  std::vector<int64_t> begin(cells + 1);
+  for (int64_t cell = 0; cell <= cells; ++cell) begin[cell] = axis.begin_of(cell);
+  return begin;
+}
+
+// What the tasks of a call share. A task is a row of cells of one image (channels-last), or a channel of one image.
+struct Walk {
+  std::vector<int64_t> rows, columns;
+  int64_t channels;
+  bool channels_last;
+
+  Walk(const Tensor& x, const Tensor& k2)
+      : rows(pixel_ranges(k2.size(2), x.size(2))),
+        columns(pixel_ranges(k2.size(3), x.size(3))),
+        channels(x.size(1)),
+        channels_last(channels_adjacent(x)) {}
+
+  int64_t cell_rows() const { return static_cast<int64_t>(rows.size()) - 1; }
+  int64_t cell_columns() const { return static_cast<int64_t>(columns.size()) - 1; }
+  int64_t width() const { return columns.back(); }
+  int64_t tasks_per_image() const { return channels_last ? cell_rows() : channels; }
+  int64_t buffer_size() const { return channels_last ? cell_columns() * channels : width(); }
+};
+
+// `lines` lines of `count` elements; the first element is (channel, row, column).
+struct Block {
+  int64_t channel, row, column, count, lines;
+};
+
+// How far apart the elements of a line lie in a map, and the lines of a block. `adjacent` is known to the compiler.
+template <bool channels_last, bool adjacent>
+struct Order {
+  template <typename Map>
+  static CASCADEOPS_INLINE int64_t element(const Map& map) {
+    return adjacent ? 1 : channels_last ? map.channel : map.column;
+  }
+  template <typename Map>
+  static CASCADEOPS_INLINE int64_t line(const Map& map) {
+    return channels_last ? map.column : map.row;
+  }
+};
+
+template <typename scalar_t>
+CASCADEOPS_INLINE scalar_t* at(const MapView<scalar_t>& map, int64_t channel, int64_t row, int64_t column) {
+  return map.data + channel * map.channel + row * map.row + column * map.column;
+}
+
+template <typename scalar_t>
+CASCADEOPS_INLINE scalar_t* at(const MapView<scalar_t>& map, const Block& block) {
+  return at(map, block.channel, block.row, block.column);
+}
+
+// Calls body(first element, elements, elements done before) for each vector of a line. The last one is moved back to be
+// whole, since a part of a vector costs as much as several.
+template <int64_t width, typename Body>
+CASCADEOPS_INLINE void for_each_vector(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + width <= count; i += width) body(i, width, 0);
+  if (i < count && count < width) body(0, count, 0);
+  if (i < count && count > width) body(count - width, width, i + width - count);
+}
+
+// The maps of one image, and what is done to a block of them.
+template <typename scalar_t>
+struct Forward {
+  MapView<const scalar_t> x, k3, k2;
+  MapView<scalar_t> out;
+
+  bool lines_are_adjacent(bool channels_last) const {
+    return channels_last ? x.channel == 1 && k3.channel == 1 : x.column == 1 && k3.column == 1;
+  }
+
+  template <typename Order, typename real>
+  CASCADEOPS_INLINE void run(const Block& block, const real* cells, real*) const {
+    using Vector = typename Lanes<real>::type;
+    for_each_vector<Lanes<real>::count>(block.count, [&](int64_t i, int64_t lanes, int64_t) CASCADEOPS_INLINE_LAMBDA {
+      const scalar_t* x_at = at(x, block) + i * Order::element(x);
+      const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
+      scalar_t* out_at = at(out, block) + i;
+      Vector cell;
+      load_lanes(cells + i, 1, lanes, cell);
+      for (int64_t line = 0; line < block.lines; ++line) {
+        Vector t, e, gate, value;
+        load_lanes(x_at, Order::element(x), lanes, t);
+        load_lanes(k3_at, Order::element(k3), lanes, value);
+        t += cell;
+        negative_magnitude(t, e);
+        exp_of_negative(e, e);
+        sigmoid_of(t, e, gate);
+        value *= gate;
+        store_lanes(value, out_at, 1, lanes);
+        x_at += Order::line(x);
+        k3_at += Order::line(k3);
+        out_at += Order::line(out);
+      }
+    });
+  }
+
+  template <typename real>
+  CASCADEOPS_INLINE void finish(const Walk&, int64_t, int64_t, real*) const {}
+};
+
+template <typename scalar_t>
+struct Backward {
+  MapView<const scalar_t> grad, x, k3, k2;
+  MapView<scalar_t> grad_x, grad_k3, grad_k2;
+
+  bool lines_are_adjacent(bool channels_last) const {
+    return channels_last ? grad.channel == 1 && x.channel == 1 && k3.channel == 1
+                         : grad.column == 1 && x.column == 1 && k3.column == 1;
+  }
+
+  template <typename Order, typename real>
+  CASCADEOPS_INLINE void run(const Block& block, const real* cells, real* sums) const {
+    using Vector = typename Lanes<real>::type;
+    for_each_vector<Lanes<real>::count>(
+        block.count, [&](int64_t i, int64_t lanes, int64_t done) CASCADEOPS_INLINE_LAMBDA {
+          const scalar_t* grad_at = at(grad, block) + i * Order::element(grad);
+          const scalar_t* x_at = at(x, block) + i * Order::element(x);
+          const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
+          scalar_t *grad_x_at = at(grad_x, block) + i, *grad_k3_at = at(grad_k3, block) + i;
+          Vector cell, sum;
+          load_lanes(cells + i, 1, lanes, cell);
+          load_lanes(sums + i, 1, lanes, sum);
+          for (int64_t line = 0; line < block.lines; ++line) {
+            Vector t, e, gate, slope, value, upstream;
+            load_lanes(grad_at, Order::element(grad), lanes, upstream);
+            load_lanes(x_at, Order::element(x), lanes, t);
+            load_lanes(k3_at, Order::element(k3), lanes, value);
+            t += cell;
+            negative_magnitude(t, e);
+            exp_of_negative(e, e);
+            sigmoid_of(t, e, gate, slope);
+            gate *= upstream;
+            slope = upstream * value * slope;
+            sum += slope;
+            store_lanes(gate, grad_k3_at, 1, lanes);
+            store_lanes(slope, grad_x_at, 1, lanes);
+            grad_at += Order::line(grad);
+            x_at += Order::line(x);
+            k3_at += Order::line(k3);
+            grad_x_at += Order::line(grad_x);
+            grad_k3_at += Order::line(grad_k3);
+          }
+          // Elements that the vector before has added already keep their sums.
+          const real* added = reinterpret_cast<const real*>(&sum);
+          for (int64_t lane = done; lane < lanes; ++lane) sums[i + lane] = added[lane];
+        });
+  }
+
+  // A row of cells is complete: its sums become the gradient of k2, and are cleared.
+  template <typename real>
+  CASCADEOPS_INLINE void finish(const Walk& walk, int64_t channel, int64_t cell_row, real* sums) const {
+    for (int64_t j = 0; j < walk.cell_columns(); ++j) {
+      if (walk.channels_last) {
+        for (int64_t c = 0; c < walk.channels; ++c)
+          *at(grad_k2, c, cell_row, j) = static_cast<scalar_t>(sums[j * walk.channels + c]);
+      } else {
+        real sum = 0;
+        for (int64_t column = walk.columns[j]; column < walk.columns[j + 1]; ++column) sum += sums[column];
+        *at(grad_k2, channel, cell_row, j) = static_cast<scalar_t>(sum);
+      }
+    }
+    std::fill_n(sums, walk.buffer_size(), real(0));
+  }
+};
+
+// All channels of one row of cells.
+template <typename Order, typename Maps, typename real>
+CASCADEOPS_INLINE void run_row_of_cells(const Walk& walk, const Maps& maps, int64_t cell_row, real* cells, real* sums) {
+  const int64_t channels = walk.channels;
+  for (int64_t j = 0; j < walk.cell_columns(); ++j)
+    for (int64_t c = 0; c < channels; ++c) cells[j * channels + c] = static_cast<real>(*at(maps.k2, c, cell_row, j));
+  for (int64_t row = walk.rows[cell_row]; row < walk.rows[cell_row + 1]; ++row) {
+    for (int64_t j = 0; j < walk.cell_columns(); ++j) {
+      const int64_t column = walk.columns[j];
+      maps.template run<Order>(Block{0, row, column, channels, walk.columns[j + 1] - column}, cells + j * channels,
+                               sums + j * channels);
+    }
+  }
+  maps.finish(walk, 0, cell_row, sums);
+}
+
+template <typename Order, typename Maps, typename real>
+CASCADEOPS_INLINE void run_channel(const Walk& walk, const Maps& maps, int64_t channel, real* cells, real* sums) {
+  for (int64_t i = 0; i < walk.cell_rows(); ++i) {
+    for (int64_t j = 0; j < walk.cell_columns(); ++j)
+      std::fill(cells + walk.columns[j], cells + walk.columns[j + 1], static_cast<real>(*at(maps.k2, channel, i, j)));
+    const int64_t row = walk.rows[i];
+    maps.template run<Order>(Block{channel, row, 0, walk.width(), walk.rows[i + 1] - row}, cells, sums);
+    maps.finish(walk, channel, i, sums);
+  }
+}
+
+template <typename Maps, typename real>
+CASCADEOPS_INLINE void run_task_in_order(const Walk& walk, const Maps& maps, int64_t task, real* cells, real* sums) {
+  const bool adjacent = maps.lines_are_adjacent(walk.channels_last);
+  if (walk.channels_last && adjacent)
+    run_row_of_cells<Order<true, true>>(walk, maps, task, cells, sums);
+  else if (walk.channels_last)
+    run_row_of_cells<Order<true, false>>(walk, maps, task, cells, sums);
+  else if (adjacent)
+    run_channel<Order<false, true>>(walk, maps, task, cells, sums);
+  else
+    run_channel<Order<false, false>>(walk, maps, task, cells, sums);
+}
+
+// One task, compiled for each instruction set and type.
+#define CASCADEOPS_GATE_TASKS(scalar_t)                                                           \
+  CASCADEOPS_CLONES void run_task(const Walk& walk, const Forward<scalar_t>& maps, int64_t task,  \
+                                  accumulate_t<scalar_t>* cells, accumulate_t<scalar_t>* sums) {  \
+    run_task_in_order(walk, maps, task, cells, sums);                                             \
+  }                                                                                               \
+  CASCADEOPS_CLONES void run_task(const Walk& walk, const Backward<scalar_t>& maps, int64_t task, \
+                                  accumulate_t<scalar_t>* cells, accumulate_t<scalar_t>* sums) {  \
+    run_task_in_order(walk, maps, task, cells, sums);                                             \
+  }
+CASCADEOPS_GATE_TASKS(float)
+CASCADEOPS_GATE_TASKS(double)
+CASCADEOPS_GATE_TASKS(torch::headeronly::Half)
+CASCADEOPS_GATE_TASKS(torch::headeronly::BFloat16)
+#undef CASCADEOPS_GATE_TASKS
+
+// maps_of(image) gives the maps of one image.
+template <typename real, typename MapsOf>
+void run_tasks(const Walk& walk, int64_t images, const MapsOf& maps_of) {
+  // Fewer elements are not worth a thread of their own.
+  constexpr int64_t kElements = 16384;
+  const int64_t per_image = walk.tasks_per_image();
+  const int64_t elements = walk.channels * walk.rows.back() * walk.width() / per_image;
+  const int64_t grain = std::max<int64_t>(kElements / std::max<int64_t>(elements, 1), 1);
+  torch::stable::parallel_for(0, images * per_image, grain, [&](int64_t begin, int64_t end) {
+    std::vector<real> cells(walk.buffer_size()), sums(walk.buffer_size());
+    for (int64_t task = begin; task < end; ++task)
+      run_task(walk, maps_of(task / per_image), task % per_image, cells.data(), sums.data());
+  });
+}
+
+Tensor empty_result(const Tensor& map, const Tensor& x) {
+  return empty_map(x, {map.size(0), map.size(1), map.size(2), map.size(3)}, x.scalar_type(), memory_format_of(x));
+}
+
+Tensor self_calibrated_gate_cpu(Tensor x, Tensor k3, Tensor k2) {
+  check_self_calibrated_gate(x, k3, k2);
+  Tensor out = empty_result(x, x);
+  dispatch_floating(x.scalar_type(), "self_calibrated_gate", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const auto read = [](const Tensor& map, int64_t n) { return view_of(map.const_data_ptr<scalar_t>(), map, n); };
+    if (x.numel() == 0) return;
+    run_tasks<accumulate_t<scalar_t>>(Walk(x, k2), x.size(0), [&](int64_t n) {
+      return Forward<scalar_t>{read(x, n), read(k3, n), read(k2, n), view_of(out.mutable_data_ptr<scalar_t>(), out, n)};
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> self_calibrated_gate_backward_cpu(Tensor grad, Tensor x, Tensor k3, Tensor k2) {
+  check_self_calibrated_gate_backward(grad, x, k3, k2);
+  Tensor grad_x = empty_result(x, x), grad_k3 = empty_result(k3, x), grad_k2 = empty_result(k2, x);
+  dispatch_floating(x.scalar_type(), "self_calibrated_gate", [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const auto read = [](const Tensor& map, int64_t n) { return view_of(map.const_data_ptr<scalar_t>(), map, n); };
+    const auto write = [](Tensor& map, int64_t n) { return view_of(map.mutable_data_ptr<scalar_t>(), map, n); };
+    if (x.numel() == 0) return void(torch::stable::zero_(grad_k2));
+    run_tasks<accumulate_t<scalar_t>>(Walk(x, k2), x.size(0), [&](int64_t n) {
+      return Backward<scalar_t>{read(grad, n),    read(x, n),        read(k3, n),      read(k2, n),
+                                write(grad_x, n), write(grad_k3, n), write(grad_k2, n)};
+    });
+  });
+  return {grad_x, grad_k3, grad_k2};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cascadeops, CPU, library) {
+  library.impl("self_calibrated_gate", TORCH_BOX(&self_calibrated_gate_cpu));
+  library.impl("self_calibrated_gate_backward", TORCH_BOX(&self_calibrated_gate_backward_cpu));
+}
+
+}  // namespace cascadeops
