@@ -212,15 +212,6 @@ void divide_by_group(const Candidates& candidates, const std::vector<int32_t>& o
 
 std::vector<int32_t> greedy_nms(const Candidates& candidates, const IouTest& test, int64_t max_output) {
   if (candidates.boxes.empty()) return {};  // there may be no group either
-  KeptBoxes kept_boxes(candidates);
-  std::vector<int32_t> kept;
-  for (int32_t position : sort_by_score(candidates.scores)) {
-    if (static_cast<int64_t>(kept.size()) == max_output) break;
-    const Box& box = candidates.boxes[position];
-    const int32_t group = candidates.groups.empty() ? 0 : candidates.groups[position];
-    if (kept_boxes.suppress(box, group, test)) continue;
-    kept_boxes.add(box, group);
-    kept.push_back(position);
   const auto total = static_cast<int64_t>(candidates.boxes.size());
   const std::vector<int32_t> order = sort_by_score(candidates.scores);
   std::vector<int64_t> sizes(candidates.num_groups, candidates.groups.empty() ? total : 0);
