@@ -83,11 +83,11 @@ class TrainConfig:
 
 SMALL = TrainConfig(
     output=Path("runs/scnet-small"),
-    epochs=6,
+    epochs=5,
     batch_size=8,
     learning_rate=0.03,
     warmup_iterations=100,
-    decay_epochs=(4.5, 5.5),
+    decay_epochs=(3.8, 4.6),
     clip_gradient_norm=10.0,
     resize=None,
     amp="auto",
