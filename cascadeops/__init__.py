@@ -21,6 +21,7 @@ __all__ = [
     "padded_nms",
     "paste_masks",
     "paste_masks_rle",
+    "preprocess",
     "self_calibrated_gate",
 ]
 
@@ -36,6 +37,7 @@ if _binary.cpu.path is not None:
     from cascadeops.padded_nms import padded_nms
     from cascadeops.paste_masks import paste_masks
     from cascadeops.paste_masks_rle import paste_masks_rle
+    from cascadeops.preprocess import preprocess
     from cascadeops.self_calibrated_gate import self_calibrated_gate
 else:  # importing never fails: each operator says what is wrong when it is called
     globals().update({name: _binary.missing(name) for name in __all__})

@@ -12,11 +12,15 @@ from torch import Tensor
 
 def as_float32(operator: str, **tensors: Tensor) -> list[Tensor]:
     """The arguments in float32, without gradient. TypeError: no tensor; RuntimeError: no floating dtype."""
-    for name, tensor in tensors.items():
-        _check_is_tensor(operator, name, tensor)
-        if not tensor.dtype.is_floating_point:
-            raise RuntimeError(f"{operator}: {name} must have a floating dtype, got {_name_of(tensor.dtype)}")
-    return [tensor.detach().float() for tensor in tensors.values()]
+    return [as_floating(operator, name, tensor).float() for name, tensor in tensors.items()]
+
+
+def as_floating(operator: str, name: str, tensor: Tensor) -> Tensor:
+    """The argument without gradient. TypeError: no tensor; RuntimeError: no floating dtype."""
+    _check_is_tensor(operator, name, tensor)
+    if not tensor.dtype.is_floating_point:
+        raise RuntimeError(f"{operator}: {name} must have a floating dtype, got {_name_of(tensor.dtype)}")
+    return tensor.detach()
 
 
 def as_int64(operator: str, name: str, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import as_float32, check_range, check_shapes, height_and_width
+from cascadeops._arguments import as_float32, as_floating, check_range, check_shapes, height_and_width
 
 
 def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> list[dict]:
@@ -17,8 +17,9 @@ def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
     once for the bytes).
 
     Args:
-        probs: [N, h, w] in [0, 1]; any floating dtype, read as float32.
-        boxes: [N, 4], (x1, y1, x2, y2) in pixels of the image, finite; may reach beyond it.
+        probs: [N, h, w] in [0, 1]; float32, float16, bfloat16 or float64, each value rounded to float32.
+        boxes: [N, 4], (x1, y1, x2, y2) in pixels of the image, finite; may reach beyond it. Any floating dtype, read as
+            float32.
         image_size: (height, width), each at least 1; fewer than 2**32 pixels, since COCO's run lengths have 32 bits.
         threshold: a pixel belongs to the mask when its probability is >= threshold; greater than 0.
 
@@ -31,7 +32,7 @@ def paste_masks_rle(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], t
     Source: pasting as ``paste_masks``; format of github.com/cocodataset/cocoapi, common/maskApi.
     """
     height, width = height_and_width("paste_masks_rle", "image_size", image_size)
-    probs, boxes = as_float32("paste_masks_rle", probs=probs, boxes=boxes)
+    probs, (boxes,) = as_floating("paste_masks_rle", "probs", probs), as_float32("paste_masks_rle", boxes=boxes)
     counts, offsets = torch.ops.cascadeops.paste_masks_rle(probs, boxes, height, width, threshold)
     counts, ends = counts.cpu(), offsets.tolist()
     text = ctypes.string_at(counts.data_ptr(), len(counts))

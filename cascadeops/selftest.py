@@ -139,8 +139,11 @@ def _masks(generator: torch.Generator) -> tuple[Tensor, Tensor, tuple[int, int]]
 
 def _paste_masks(device: str, generator: torch.Generator) -> float:
     probs, boxes, size = _masks(generator)
-    ours = cascadeops.paste_masks(probs.to(device), boxes.to(device), size)
-    return _difference(ours, _reference("paste_masks")(probs, boxes, size))
+    probs, boxes, expected = probs.to(device), boxes.to(device), _reference("paste_masks")(probs, boxes, size)
+    difference = _difference(cascadeops.paste_masks(probs, boxes, size), expected)
+    packed = cascadeops.paste_masks(probs, boxes, size, 0.5, True)
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=device) & 1
+    return max(difference, _difference(bits.bool().flatten(-2)[..., : size[1]], expected))
 
 
 def _paste_masks_rle(device: str, generator: torch.Generator) -> float:
@@ -182,6 +185,13 @@ def _self_calibrated_gate(device: str, generator: torch.Generator) -> float:
     return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def _preprocess(device: str, generator: torch.Generator) -> float:
+    images = [torch.randint(256, (*size, 3), dtype=torch.uint8, generator=generator) for size in [(30, 47), (51, 20)]]
+    ours, sizes = cascadeops.preprocess([image.to(device) for image in images], (40, 60))
+    expected, expected_sizes = _reference("preprocess")(images, (40, 60))
+    return max(_difference(ours.double(), expected), _difference(sizes, expected_sizes))
+
+
 CHECKS = {
     "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "batched_nms": (_batched_nms, 0.0),
@@ -194,5 +204,6 @@ CHECKS = {
     "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
     "paste_masks_rle": (_paste_masks_rle, 0.0),
     "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
+    "preprocess": (_preprocess, 1e-5),
 }
 """Operator -> (check, largest difference that passes)."""

@@ -105,8 +105,13 @@ inline void check_paste(const char* op, const torch::stable::Tensor& probs, cons
         ": probs must have at least one cell each, got shape ", shape_of(probs));
   check(boxes.dim() == 2 && boxes.size(0) == probs.size(0) && boxes.size(1) == 4, op,
         ": boxes must have shape [N, 4] = [", probs.size(0), ", 4], got ", shape_of(boxes));
-  check_dtype(op, "probs", probs, torch::headeronly::ScalarType::Float);
-  check_dtype(op, "boxes", boxes, torch::headeronly::ScalarType::Float);
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = probs.scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+            dtype == ScalarType::BFloat16,
+        op, ": probs must have dtype float32, float64, float16 or bfloat16, got ", torch::headeronly::toString(dtype));
+  check_dtype(op, "probs", probs, dtype);
+  check_dtype(op, "boxes", boxes, ScalarType::Float);
   check_same_device(op, "boxes", boxes, "probs", probs);
   // Pixel centres must be exact in float32, and cells countable in int.
   constexpr int64_t limit = int64_t{1} << 23;
@@ -116,11 +121,12 @@ inline void check_paste(const char* op, const torch::stable::Tensor& probs, cons
 }
 
 inline void check_paste_masks(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes, int64_t height,
-                              int64_t width, double threshold) {
+                              int64_t width, double threshold, bool packed) {
   check_paste("paste_masks", probs, boxes, height, width);
   const auto compared = static_cast<float>(threshold);  // the smallest numbers become 0
   check(compared > 0 || compared < 0,
         "paste_masks: threshold must be positive, or negative for uint8 probabilities, got ", threshold);
+  check(!packed || threshold > 0, "paste_masks: packed masks need a positive threshold, got ", threshold);
 }
 
 inline void check_paste_masks_rle(const torch::stable::Tensor& probs, const torch::stable::Tensor& boxes,

@@ -37,7 +37,8 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
       "float negative_iou, float? low_quality_iou) -> Tensor");
 
   // probs: [N, h, w]; boxes: [N, 4]
-  library.def("paste_masks(Tensor probs, Tensor boxes, int height, int width, float threshold) -> Tensor");
+  library.def(
+      "paste_masks(Tensor probs, Tensor boxes, int height, int width, float threshold, bool packed=False) -> Tensor");
   library.def(
       "paste_masks_rle(Tensor probs, Tensor boxes, int height, int width, float threshold) "
       "-> (Tensor counts, Tensor offsets)");
@@ -59,4 +60,9 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   library.def(
       "self_calibrated_gate_backward(Tensor grad, Tensor x, Tensor k3, Tensor k2) "
       "-> (Tensor grad_x, Tensor grad_k3, Tensor grad_k2)");
+
+  // images: N of [H, W, 3]; sizes: 2 N numbers, (height, width) of each image in the batch of height x width
+  library.def(
+      "preprocess(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std, ScalarType dtype, "
+      "bool channels_last) -> (Tensor batch, Tensor image_sizes)");
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cascadeops
 
-from .data.transforms import MEAN, STD, padded_size, resize_image, resized_size
+from .data.transforms import DIVISOR, MEAN, STD
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,8 @@ def predict(detector: torch.nn.Module, image, resize: tuple[int, int] | None = N
 
 def make_batch(images: list[np.ndarray], resize: tuple[int, int] | None, device) -> tuple[Tensor, Tensor]:
     """uint8 [H, W, 3] images -> normalised, zero-padded [N, 3, H, W], and [N, 2] (height, width) before padding."""
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
-    scaled = []
-    for image in images:
-        if resize is not None:
-            image = resize_image(image, resized_size(*image.shape[:2], *resize))
-        pixels = torch.from_numpy(np.require(image, requirements="CW")).to(device).float()
-        scaled.append(((pixels - mean) / std).permute(2, 0, 1))
-    height, width = padded_size(*(max(x.shape[axis] for x in scaled) for axis in (1, 2)))
-    batch = torch.zeros(len(scaled), 3, height, width, device=device).to(memory_format=torch.channels_last)
-    for row, x in zip(batch, scaled, strict=True):
-        row[:, : x.shape[1], : x.shape[2]] = x
-    return batch, torch.tensor([x.shape[1:] for x in scaled], device=device)
+    pixels = [torch.from_numpy(np.require(image, requirements="CW")).to(device) for image in images]
+    return cascadeops.preprocess(pixels, resize, MEAN, STD, DIVISOR)
 
 
 def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple[int, int]]) -> list[Result]:

@@ -102,6 +102,17 @@ OPERATORS = {
     "paste_masks_rle": Operator(
         lambda: {"probs": torch.rand(3, 5, 7), "boxes": boxes(3), "image_size": (33, 37), "threshold": 0.5}
     ),
+    "preprocess": Operator(
+        lambda: {
+            "images": [torch.randint(256, (*size, 3), dtype=torch.uint8) for size in [(9, 14), (12, 5)]],
+            "resize": (20, 30),
+            "mean": (120.0, 110.0, 100.0),
+            "std": (60.0, 50.0, 40.0),
+            "divisor": 8,
+            "dtype": torch.float32,
+            "memory_format": torch.channels_last,
+        }
+    ),
 }
 
 

@@ -1,5 +1,7 @@
 """paste_masks: box-sized mask probabilities at image size."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from cascadeops import paste_masks
 from cascadeops.reference.paste_masks import paste_masks as reference
 from cascadeops.reference.paste_masks import paste_probs
 
+ROOT = Path(__file__).parent.parent
 GOLDENS = np.load(Path(__file__).with_name("goldens") / "ops.npz")
 INFINITY, NAN = float("inf"), float("nan")
 
@@ -92,6 +95,75 @@ def test_soft_values_are_clipped(device):
     assert paste_masks(probs.to(device), boxes.to(device), (1, 1), -1).flatten().tolist() == [0, 255, 0, 127]
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 31, 64, 53])
+def test_packed_is_numpy_packbits(device, poisoned_memory, width):
+    probs = random_probs(len(BOXES), 14, 14)
+    packed = paste_masks(probs.to(device), BOXES.to(device), (41, width), packed=True)
+    masks = reference(probs, BOXES, (41, width))
+    assert packed.dtype == torch.uint8 and packed.shape == (len(BOXES), 41, -(-width // 8))
+    assert np.array_equal(packed.cpu().numpy(), np.packbits(masks.numpy(), axis=-1, bitorder="little"))
+
+
+def test_packed_by_hand(device):
+    # Columns 1 to 8 of 10: bits 1 to 7 of the first byte, bit 0 of the second.
+    packed = paste_masks(
+        torch.ones(1, 16, 16).to(device), torch.tensor([[1.0, 0, 9, 1]]).to(device), (2, 10), 0.5, True
+    )
+    assert packed.tolist() == [[[0b11111110, 0b00000001], [0, 0]]]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 1e-6, 2.0])
+def test_cells_next_to_the_threshold_and_infinite_ones(device, threshold):
+    # Between cells that are all on one side of the threshold the kernel does not look at pixels: rounding must not
+    # matter there. An infinite cell with a weight of 0 is NaN, which is not >= threshold.
+    at = torch.tensor(threshold)
+    below, above = (torch.nextafter(at, torch.tensor(limit)) for limit in (-INFINITY, INFINITY))
+    values = torch.stack([below, at, above, at * (1 - 2**-19), at * (1 + 2**-19), *torch.tensor([0.0, 3e38])])
+    special = torch.cat([values, torch.tensor([-3e38, INFINITY, -INFINITY, NAN])])
+    boxes = torch.cat([BOXES, BOXES.round() * 2])
+    for choice in (values[:5], values, special):
+        probs = choice[torch.randint(len(choice), (len(boxes), 6, 5))]
+        result = paste_masks(probs.to(device), boxes.to(device), IMAGE, threshold)
+        assert torch.equal(result.cpu(), reference(probs, boxes, IMAGE, threshold))
+
+
+def test_smooth_masks_equal_reference(device):
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    radius = (torch.arange(len(BOXES)) / len(BOXES))[:, None, None]
+    probs = torch.sigmoid(20 * (radius - (x * x + y * y).sqrt()))
+    for boxes in (BOXES, BOXES * 3 - 20):
+        result = paste_masks(probs.to(device), boxes.to(device), (120, 150))
+        assert torch.equal(result.cpu(), reference(probs, boxes, (120, 150)))
+
+
+def test_a_mask_of_more_pixels_than_detectron2_can_paste(device):
+    # "Default GPU_MEM_LIMIT in mask_ops.py is too small": its assertion fails beyond 2**28 pixels in one mask.
+    height, width = 16_400, 16_400
+    boxes = torch.tensor([[100.0, 16_390, 116, 16_420]])
+    packed = paste_masks(torch.ones(1, 28, 28).to(device), boxes.to(device), (height, width), packed=True)
+    assert packed.shape == (1, height, 2050)
+    assert not packed[0, : height - 10].any()
+    assert (packed[0, height - 10 :, 12] == 0b11110000).all() and (packed[0, height - 10 :, 13] == 255).all()
+    assert (packed[0, height - 10 :, 14] == 0b00001111).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_that_of_the_result():
+    # mmdetection#8232: 8000 x 4000 pixels ran out of memory; a grid of float32 coordinates for 20 such masks is 5 GB.
+    script = """
+import re, torch, cascadeops
+kilobytes = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+probs, boxes = torch.rand(20, 28, 28), torch.tensor([0.0, 0, 8000, 4000]).repeat(20, 1)
+cascadeops.paste_masks(probs, boxes, (40, 80), packed=True)
+before = kilobytes()
+result = cascadeops.paste_masks(probs, boxes, (4000, 8000), packed=True)
+print(kilobytes() - before, result.numel() // 1024)
+"""
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    grown, result = map(int, output.split())
+    assert 0.9 * result < grown < result + 8 * 1024
+
+
 def test_no_masks(device):
     result = paste_masks(torch.zeros(0, 28, 28).to(device), torch.zeros(0, 4).to(device), (5, 6))
     assert result.shape == (0, 5, 6) and result.dtype == torch.bool
@@ -144,6 +216,9 @@ def test_box_that_is_not_finite_is_an_error_on_the_cpu_and_empty_on_cuda(device,
         ({"image_size": (0, 5)}, r"image_size \(height, width\) must be in \[1, 2\*\*23\], got \(0, 5\)"),
         ({"image_size": (5, -1)}, r"got \(5, -1\)"),
         ({"image_size": (5, 2**23 + 1)}, r"got \(5, 8388609\)"),
+        ({"probs": torch.zeros(2, 28, 28, dtype=torch.int32)}, "probs must have a floating dtype, got int32"),
+        ({"probs": torch.zeros(2, 28, 28, dtype=torch.bool)}, "probs must have a floating dtype, got bool"),
+        ({"threshold": -1.0, "packed": True}, "packed masks need a positive threshold, got -1"),
         ({"threshold": 0.0}, "threshold must be positive, or negative for uint8 probabilities, got 0"),
         ({"threshold": NAN}, "threshold must be positive, or negative for uint8 probabilities, got nan"),
     ],
@@ -156,13 +231,24 @@ def test_errors(device, changes, message):
         paste_masks(**moved)
 
 
-@pytest.mark.parametrize("threshold", [0.5, -1.0])
-def test_opcheck(device, threshold):
-    arguments = (torch.rand(len(BOXES), 7, 9, device=device), BOXES.to(device), *IMAGE, threshold)
+@pytest.mark.parametrize(("threshold", "packed"), [(0.5, False), (-1.0, False), (0.5, True)])
+def test_opcheck(device, threshold, packed):
+    arguments = (torch.rand(len(BOXES), 7, 9, device=device), BOXES.to(device), *IMAGE, threshold, packed)
     torch.library.opcheck(torch.ops.cascadeops.paste_masks.default, arguments)
 
 
 def test_compiles_without_a_graph_break(device):
     probs, boxes = torch.rand(len(BOXES), 7, 9).to(device), BOXES.to(device)
     compiled = torch.compile(paste_masks, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(probs, boxes, IMAGE), paste_masks(probs, boxes, IMAGE))
+    for packed in (False, True):
+        expected = paste_masks(probs, boxes, IMAGE, packed=packed)
+        assert torch.equal(compiled(probs, boxes, IMAGE, packed=packed), expected)
+
+
+def test_exports(device):
+    class Module(torch.nn.Module):
+        def forward(self, probs, boxes):
+            return paste_masks(probs, boxes, IMAGE)
+
+    arguments = torch.rand(len(BOXES), 7, 9).to(device), BOXES.to(device)
+    assert torch.equal(torch.export.export(Module(), arguments).module()(*arguments), Module()(*arguments))

@@ -82,15 +82,33 @@ def test_more_masks_than_a_block_has_threads(device):
     assert result == encoded(paste_masks(probs, boxes, (9, 8)))
 
 
-def test_large_image_needs_memory_for_the_result_only(device):
-    # 1,000 masks of this size would be 67 GB; the numbers of runs need more than one five-bit group each.
-    side, masks = 8192, 1000
-    probs = torch.rand(masks, 4, 4)
-    boxes = random_boxes(masks, (side, side), 60)
+def test_a_thousand_masks_on_an_image_of_a_billion_pixels(device):
+    # As masks these would be a terabyte. Ones over whole pixels, in cells finer than these, fill their box exactly.
+    side, masks = 32_768, 1000
+    first = torch.randint(0, side - 60, (masks, 2))
+    size = torch.randint(1, 60, (masks, 2))
+    boxes = torch.cat([first, first + size], 1).float()
     boxes[0] = torch.tensor([0.0, 0.0, side, side])
+    probs = torch.ones(masks, 64, 64)
+    probs[0] = torch.rand(64, 64)
     result = paste_masks_rle(probs.to(device), boxes.to(device), (side, side))
-    some = [0, 1, 500, 999]
-    assert [result[i] for i in some] == encoded(paste_masks(probs[some], boxes[some], (side, side)))
+    bounds = np.array([coco.toBbox(rle) for rle in result[1:]])
+    assert np.array_equal(bounds, torch.cat([first, size], 1)[1:].numpy())
+    # One by one: pycocotools' area of 1,000 masks at once overflows.
+    assert [int(coco.area(rle)) for rle in result[1:]] == size.prod(1)[1:].tolist()
+    packed = paste_masks(probs[:1].to(device), boxes[:1].to(device), (side, side), packed=True).cpu().numpy()
+    ones = np.array([bin(byte).count("1") for byte in range(256)])
+    assert int(coco.area(result[0])) == sum(int(ones[rows].sum()) for rows in np.array_split(packed[0], 256))
+
+
+def test_smooth_masks(device):
+    # Most of their pixels lie between cells on one side of the threshold, where the CPU kernel does not evaluate them.
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    probs = torch.sigmoid(20 * (torch.linspace(0, 1.5, 12)[:, None, None] - (x * x + y * y).sqrt()))
+    for image_size in ((211, 180), (40, 300)):
+        boxes = random_boxes(12, image_size, 300)
+        result = paste_masks_rle(probs.to(device), boxes.to(device), image_size)
+        assert result == encoded(paste_masks(probs, boxes, image_size))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -136,6 +154,7 @@ def test_box_that_is_not_finite_is_an_error_on_the_cpu_and_empty_on_cuda(device)
         ({"boxes": torch.zeros(2, 5)}, r"boxes must have shape \[N, 4\] = \[2, 4\], got \[2, 5\]"),
         ({"image_size": (5, 0)}, r"image_size \(height, width\) must be in \[1, 2\*\*23\], got \(5, 0\)"),
         ({"image_size": (2**16, 2**16)}, r"image_size must hold fewer than 2\*\*32 pixels, got \(65536, 65536\)"),
+        ({"probs": torch.zeros(2, 28, 28, dtype=torch.int64)}, "probs must have a floating dtype, got int64"),
         ({"threshold": -1.0}, "threshold must be positive, got -1"),
     ],
 )

@@ -76,16 +76,17 @@ CASCADEOPS_HD float bilinear(float v00, float v01, float v10, float v11, float n
 }
 
 // A mask [h, w] stretched over its box.
+template <typename scalar_t>
 struct PastedMask {
-  const float* probs;
+  const scalar_t* probs;
   PasteAxis x, y;
 
-  CASCADEOPS_HD PastedMask(const float* mask_probs, const Box& box, int64_t h, int64_t w)
+  CASCADEOPS_HD PastedMask(const scalar_t* mask_probs, const Box& box, int64_t h, int64_t w)
       : probs(mask_probs), x(axis_x(box, w)), y(axis_y(box, h)) {}
 
   CASCADEOPS_HD float cell(int32_t row, int32_t column) const {
     const bool inside = row >= 0 && row < y.cells && column >= 0 && column < x.cells;
-    return inside ? probs[static_cast<int64_t>(row) * x.cells + column] : 0.0f;
+    return inside ? static_cast<float>(probs[static_cast<int64_t>(row) * x.cells + column]) : 0.0f;
   }
 
   CASCADEOPS_HD float value(const PasteTaps& across, const PasteTaps& down) const {

@@ -1,5 +1,6 @@
 // paste_masks_rle on the CPU: each mask is walked down the columns it reaches, which gives its runs at once; the
-// largest buffer holds one column. Masks are shared out among the threads.
+// largest buffer holds one column, and only pixels near the edge of the mask are evaluated. Masks are shared out among
+// the threads.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -12,6 +13,7 @@
 #include "checks.h"
 #include "common/rle.h"
 #include "cpu/paste_lines.h"
+#include "dispatch.h"
 
 namespace cascadeops {
 namespace {
@@ -51,16 +53,24 @@ class Runs {
   uint8_t value_ = 0;
 };
 
-std::vector<uint8_t> encode_mask(PastedLines& mask, int64_t height, int64_t width, float threshold) {
-  const Span columns = mask.lines(), rows = mask.pixels();
-  std::vector<uint8_t> column(rows.end - rows.begin);
+std::vector<uint8_t> encode_mask(PastedLines& mask, int64_t height, int64_t width) {
+  const Span columns = mask.lines();
+  std::vector<uint8_t> pixels(height);
   Runs runs;
   for (int32_t x = columns.begin; x < columns.end; ++x) {
     const int64_t top = x * height;
-    mask.evaluate(x, threshold, column.data());
-    if (rows.begin > 0) runs.set(top, 0);
-    runs.append(top + rows.begin, column.data(), static_cast<int64_t>(column.size()));
-    if (rows.end < height) runs.set(top + rows.end, 0);
+    int64_t end = top;  // of the last piece
+    for (const Piece& piece : mask.move_to(x)) {
+      if (top + piece.begin > end) runs.set(end, 0);
+      end = top + piece.end;
+      if (piece.all_in) {
+        runs.set(top + piece.begin, 1);
+      } else {
+        mask.evaluate(piece, pixels.data());
+        runs.append(top + piece.begin, pixels.data(), piece.end - piece.begin);
+      }
+    }
+    if (end < top + height) runs.set(end, 0);
   }
   if (columns.end < width) runs.set(columns.end * height, 0);
   return encode_runs(runs.finish(height * width));
@@ -72,18 +82,21 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cpu(const Tensor& probs,  // [N, h, w
   check_paste_masks_rle(probs, boxes, height, width, threshold);
   const int64_t masks = probs.size(0), h = probs.size(1), w = probs.size(2);
   const Tensor dense_probs = torch::stable::contiguous(probs), dense_boxes = torch::stable::contiguous(boxes);
-  const float* prob_data = dense_probs.const_data_ptr<float>();
   const auto* box_data = static_cast<const Box*>(dense_boxes.const_data_ptr());
   for (int64_t mask = 0; mask < masks; ++mask) {
     check(is_finite(box_data[mask]), "paste_masks_rle: boxes must be finite; see row ", mask);
   }
 
   std::vector<std::vector<uint8_t>> encoded(masks);
-  torch::stable::parallel_for(0, masks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t mask = begin; mask < end; ++mask) {
-      PastedLines lines(prob_data + mask * h * w, h, w, box_data[mask], height, width, Along::kColumns);
-      encoded[mask] = encode_mask(lines, height, width, static_cast<float>(threshold));
-    }
+  dispatch_floating(probs.scalar_type(), "paste_masks_rle", [&](auto zero) {
+    const auto* prob_data = static_cast<const decltype(zero)*>(dense_probs.const_data_ptr());
+    torch::stable::parallel_for(0, masks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t mask = begin; mask < end; ++mask) {
+        PastedLines lines(prob_data + mask * h * w, h, w, box_data[mask], height, width, Along::kColumns,
+                          static_cast<float>(threshold));
+        encoded[mask] = encode_mask(lines, height, width);
+      }
+    });
   });
 
   Tensor offsets = torch::stable::new_empty(probs, {masks + 1}, ScalarType::Long);

@@ -19,6 +19,7 @@
 #include "common/paste.h"
 #include "common/rle.h"
 #include "cuda/launch.cuh"
+#include "dispatch.h"
 
 namespace cascadeops {
 namespace {
@@ -66,11 +67,12 @@ struct Concatenate {
 // The part of an image that a mask reaches, made larger so that every run of ones ends inside, or at the end of the
 // image: by a column after the last one, and by a row of zeros below each column or, for a mask that reaches the
 // bottom, by the zeros that a run meets at the top of the next column.
+template <typename scalar_t>
 struct Window {
-  PastedMask mask;
+  PastedMask<scalar_t> mask;
   Span columns, rows;
 
-  __device__ Window(const float* probs, const Box& box, int32_t h, int32_t w, int32_t height, int32_t width)
+  __device__ Window(const scalar_t* probs, const Box& box, int32_t h, int32_t w, int32_t height, int32_t width)
       : mask(probs, box, h, w), columns{0, 0}, rows{0, 0} {
     if (is_finite(box) && has_area(box)) {
       columns = mask.x.reached(width);
@@ -115,9 +117,10 @@ __device__ int64_t encode_word(uint32_t changed, uint32_t position, Changes befo
 }
 
 // Measuring (counts = nullptr): lengths[n] = bytes of mask n. Writing: counts from offsets[n] on.
+template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads)
-    encode_masks_kernel(const float* __restrict__ probs,  // [N, h, w]
-                        const Box* __restrict__ boxes,    // [N]
+    encode_masks_kernel(const scalar_t* __restrict__ probs,  // [N, h, w]
+                        const Box* __restrict__ boxes,       // [N]
                         int32_t h, int32_t w, int32_t height, int32_t width, float threshold,
                         const int64_t* __restrict__ offsets,  // [N + 1]
                         int64_t* __restrict__ lengths, uint8_t* __restrict__ counts) {
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ uint32_t last_bits[kThreads];  // the last pixel of each word
 
   const int64_t mask = blockIdx.x;
-  const Window window(probs + mask * h * w, boxes[mask], h, w, height, width);
+  const Window<scalar_t> window(probs + mask * h * w, boxes[mask], h, w, height, width);
   const int32_t rows = window.rows.end - window.rows.begin;
   const int32_t words_per_column = (rows + kWordRows - 1) / kWordRows;
   const int64_t words = int64_t{window.columns.end - window.columns.begin} * words_per_column;
@@ -210,12 +213,15 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, 
   const Tensor lengths = torch::stable::new_empty(probs, {masks}, ScalarType::Long);
   const cudaStream_t stream = current_stream(probs);
   const auto encode = [&](int64_t* length_data, uint8_t* count_data) {
-    encode_masks_kernel<<<static_cast<unsigned>(masks), kThreads, 0, stream>>>(
-        dense_probs.const_data_ptr<float>(), static_cast<const Box*>(dense_boxes.const_data_ptr()),
-        static_cast<int32_t>(probs.size(1)), static_cast<int32_t>(probs.size(2)), static_cast<int32_t>(height),
-        static_cast<int32_t>(width), static_cast<float>(threshold), offsets.const_data_ptr<int64_t>(), length_data,
-        count_data);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    dispatch_floating(probs.scalar_type(), "paste_masks_rle", [&](auto zero) {
+      using scalar_t = decltype(zero);
+      encode_masks_kernel<<<static_cast<unsigned>(masks), kThreads, 0, stream>>>(
+          static_cast<const scalar_t*>(dense_probs.const_data_ptr()),
+          static_cast<const Box*>(dense_boxes.const_data_ptr()), static_cast<int32_t>(probs.size(1)),
+          static_cast<int32_t>(probs.size(2)), static_cast<int32_t>(height), static_cast<int32_t>(width),
+          static_cast<float>(threshold), offsets.const_data_ptr<int64_t>(), length_data, count_data);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
   };
 
   encode(lengths.mutable_data_ptr<int64_t>(), nullptr);
