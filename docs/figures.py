@@ -197,6 +197,65 @@ def deform_conv2d() -> Drawing:
     return drawing
 
 
+def match_boxes() -> Drawing:
+    gt_boxes = torch.tensor([[3.0, 2, 9, 8], [14.0, 3, 19, 6]])
+    anchors = torch.tensor(
+        [
+            [3.3, 1.6, 9.3, 7.6],
+            [1.6, 2.8, 7.6, 8.8],
+            [6.5, 5, 12.5, 11],
+            [13, 1.5, 18, 6.5],
+            [20, 1, 25, 6],
+            [0.5, 7, 4, 11],
+        ]
+    )
+    result = cascadeops.match_boxes(
+        anchors[None],
+        torch.ones(1, 6, dtype=torch.bool),
+        gt_boxes[None],
+        torch.ones(1, 2, dtype=torch.bool),
+        0.7,
+        0.3,
+        0.3,
+    )[0].tolist()
+    drawing = Drawing(27, 13.2, 26)
+    for box in gt_boxes.tolist():
+        drawing.box(*box, "none", LIGHT)
+    for box, match in zip(anchors.tolist(), result, strict=True):
+        colour, dashes = {-1: (GREY, "2 4"), -2: (ORANGE, "7 4")}.get(match, (BLUE, "none"))
+        drawing.box(*box, colour, width=2.5, stroke_dasharray=dashes)
+    legend = (("ground truth", LIGHT, "none"), ("positive", BLUE, "none"), ("ignored", ORANGE, "7 4"))
+    for place, (words, colour, dashes) in enumerate((*legend, ("negative", GREY, "2 4"))):
+        left = 1 + 6.2 * place
+        drawing.box(left, 12, left + 1, 12.7, colour, LIGHT if place == 0 else "none", 2.5, stroke_dasharray=dashes)
+        drawing.text(left + 1.4, 12.6, words, anchor="start")
+    return drawing
+
+
+def self_calibrated_gate() -> Drawing:
+    drawing = Drawing(32, 9.6, 26)
+    drawing.box(11.6, 0.7, 26.2, 9.2, ORANGE, "#fdf6e8", 2, stroke_dasharray="7 4")
+    drawing.text(22.2, 8.8, "self_calibrated_gate", ORANGE)
+    places = {
+        "x": (1.6, 5), "k3: convolution": (7, 1.9), "k2: pool, convolution": (6.6, 7.5),
+        "nearest upsample": (14.6, 7.5), "+": (18.6, 5), "sigmoid": (21.3, 5), "*": (24.6, 1.9), "k4: convolution": (29.2, 1.9),
+    }  # fmt: skip
+    flows = (
+        "x>k3: convolution",
+        "x>k2: pool, convolution",
+        "k2: pool, convolution>nearest upsample",
+        "nearest upsample>+",
+    )
+    for flow in (*flows, "x>+", "+>sigmoid", "sigmoid>*", "k3: convolution>*", "*>k4: convolution"):
+        (x1, y1), (x2, y2) = (places[name] for name in flow.split(">"))
+        drawing.line(x1, y1, x2, y2, GREY, 2)
+    for name, (x, y) in places.items():
+        half = 0.4 + 0.13 * len(name)
+        drawing.box(x - half, y - 0.65, x + half, y + 0.65, INK, "white", rx=5)
+        drawing.text(x, y + 0.2, name)
+    return drawing
+
+
 def _disc(side: int) -> Tensor:
     """Probabilities [side, side] that fall off from the middle."""
     place = torch.arange(side) - (side - 1) / 2
@@ -212,7 +271,16 @@ def _arrow(scale: float, x: float, y: float) -> str:
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
     figure.__name__: figure
-    for figure in (deform_conv2d, mask_targets, multiscale_roi_align, padded_nms, paste_masks, paste_masks_rle)
+    for figure in (
+        deform_conv2d,
+        mask_targets,
+        match_boxes,
+        self_calibrated_gate,
+        multiscale_roi_align,
+        padded_nms,
+        paste_masks,
+        paste_masks_rle,
+    )
 }
 
 if __name__ == "__main__":
