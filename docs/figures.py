@@ -237,9 +237,15 @@ def self_calibrated_gate() -> Drawing:
     drawing.box(11.6, 0.7, 26.2, 9.2, ORANGE, "#fdf6e8", 2, stroke_dasharray="7 4")
     drawing.text(22.2, 8.8, "self_calibrated_gate", ORANGE)
     places = {
-        "x": (1.6, 5), "k3: convolution": (7, 1.9), "k2: pool, convolution": (6.6, 7.5),
-        "nearest upsample": (14.6, 7.5), "+": (18.6, 5), "sigmoid": (21.3, 5), "*": (24.6, 1.9), "k4: convolution": (29.2, 1.9),
-    }  # fmt: skip
+        "x": (1.6, 5),
+        "k3: convolution": (7, 1.9),
+        "k2: pool, convolution": (6.6, 7.5),
+        "nearest upsample": (14.6, 7.5),
+        "+": (18.6, 5),
+        "sigmoid": (21.3, 5),
+        "*": (24.6, 1.9),
+        "k4: convolution": (29.2, 1.9),
+    }
     flows = (
         "x>k3: convolution",
         "x>k2: pool, convolution",
@@ -256,6 +262,21 @@ def self_calibrated_gate() -> Drawing:
     return drawing
 
 
+def preprocess() -> Drawing:
+    images = [torch.full((6, 9, 3), 255, dtype=torch.uint8), torch.full((8, 5, 3), 255, dtype=torch.uint8)]
+    batch, sizes = cascadeops.preprocess(images, resize=(8, 10), mean=(0, 0, 0), std=(255, 255, 255), divisor=4)
+    drawing = Drawing(42, 15.5, 18)
+    for left, image, colour in zip((0.5, 11), images, (BLUE, ORANGE), strict=True):
+        drawing.cells(left, 2.5, image[..., 0].float() / 255, 1, colour)
+    drawing.text(8.5, 14.8, "uint8 images")
+    drawing.line(17, 6, 19.5, 6, GREY, 2)
+    for left, image, size, colour in zip((20.5, 31.5), batch, sizes.tolist(), (BLUE, ORANGE), strict=True):
+        drawing.cells(left, 0.5, image[0], 0.8, colour)
+        drawing.text(left + 4.5, 13.2, f"{size[0]} x {size[1]}", colour)
+    drawing.text(30.5, 14.8, "one batch, padded with 0, and the sizes")
+    return drawing
+
+
 def _disc(side: int) -> Tensor:
     """Probabilities [side, side] that fall off from the middle."""
     place = torch.arange(side) - (side - 1) / 2
@@ -269,20 +290,18 @@ def _arrow(scale: float, x: float, y: float) -> str:
     return f"M{x - 4:.1f} {y - 4:.1f} L{x + 4:.1f} {y - 4:.1f} L{x:.1f} {y + 4:.1f} Z"
 
 
-FIGURES: dict[str, Callable[[], Drawing]] = {
-    figure.__name__: figure
-    for figure in (
-        deform_conv2d,
-        mask_targets,
-        match_boxes,
-        self_calibrated_gate,
-        multiscale_roi_align,
-        padded_nms,
-        paste_masks,
-        paste_masks_rle,
-    )
-}
+FIGURES: list[Callable[[], Drawing]] = [
+    deform_conv2d,
+    mask_targets,
+    match_boxes,
+    multiscale_roi_align,
+    padded_nms,
+    paste_masks,
+    paste_masks_rle,
+    preprocess,
+    self_calibrated_gate,
+]
 
 if __name__ == "__main__":
-    for name, figure in FIGURES.items():
-        (FOLDER / f"{name}.svg").write_text(figure().svg())
+    for figure in FIGURES:
+        (FOLDER / f"{figure.__name__}.svg").write_text(figure().svg())

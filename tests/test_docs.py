@@ -51,6 +51,6 @@ def test_a_page_is_of_an_operator_and_in_the_index(path):
     assert f"](operators/{path.name})" in (ROOT / "docs/README.md").read_text()
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_figures_are_what_the_script_draws(name):
-    assert (figures.FOLDER / f"{name}.svg").read_text() == figures.FIGURES[name]().svg(), "python -m docs.figures"
+@pytest.mark.parametrize("figure", figures.FIGURES, ids=lambda figure: figure.__name__)
+def test_figures_are_what_the_script_draws(figure):
+    assert (figures.FOLDER / f"{figure.__name__}.svg").read_text() == figure().svg(), "python -m docs.figures"
