@@ -21,6 +21,7 @@ __all__ = [
     "padded_nms",
     "paste_masks",
     "paste_masks_rle",
+    "polygon_mask_targets",
     "preprocess",
     "self_calibrated_gate",
 ]
@@ -37,6 +38,7 @@ if _binary.cpu.path is not None:
     from cascadeops.padded_nms import padded_nms
     from cascadeops.paste_masks import paste_masks
     from cascadeops.paste_masks_rle import paste_masks_rle
+    from cascadeops.polygon_mask_targets import polygon_mask_targets
     from cascadeops.preprocess import preprocess
     from cascadeops.self_calibrated_gate import self_calibrated_gate
 else:  # importing never fails: each operator says what is wrong when it is called

@@ -185,6 +185,16 @@ def _self_calibrated_gate(device: str, generator: torch.Generator) -> float:
     return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def _polygon_mask_targets(device: str, generator: torch.Generator) -> float:
+    """Three random polygons, which cross themselves; the first object has two of them."""
+    vertices = torch.rand(24, 2, generator=generator) * 60
+    offsets = torch.tensor([0, 3, 12, 24]), torch.tensor([0, 2, 3])
+    boxes, index = _boxes(generator, 12, largest=48), torch.tensor([0, 1, -1] * 4)
+    inputs = vertices, *offsets, boxes, index
+    ours = cascadeops.polygon_mask_targets(*(tensor.to(device) for tensor in inputs), output_size=28)
+    return _difference(ours, _reference("polygon_mask_targets")(*inputs, 28))
+
+
 def _preprocess(device: str, generator: torch.Generator) -> float:
     images = [torch.randint(256, (*size, 3), dtype=torch.uint8, generator=generator) for size in [(30, 47), (51, 20)]]
     ours, sizes = cascadeops.preprocess([image.to(device) for image in images], (40, 60))
@@ -204,6 +214,7 @@ CHECKS = {
     "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
     "paste_masks_rle": (_paste_masks_rle, 0.0),
     "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
+    "polygon_mask_targets": (_polygon_mask_targets, 0.0),
     "preprocess": (_preprocess, 1e-5),
 }
 """Operator -> (check, largest difference that passes)."""

@@ -23,6 +23,12 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
   // boxes: [N, 4]; scores, idxs: [N]; the result's length depends on the data
   library.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   library.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+  // vertices: [V, 2], of all polygons one after the other; polygon p is vertices polygon_offsets[p] to [p + 1], object
+  // g is polygons object_offsets[g] to [g + 1]
+  library.def(
+      "polygon_mask_targets(Tensor vertices, Tensor polygon_offsets, Tensor object_offsets, Tensor boxes, "
+      "Tensor index, int output_size) -> Tensor");
+
   // boxes: [B, N, 4]; scores: [B, N]; a score of -inf marks a padding row
   library.def(
       "padded_nms(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold, int max_output) "

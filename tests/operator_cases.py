@@ -102,6 +102,16 @@ OPERATORS = {
     "paste_masks_rle": Operator(
         lambda: {"probs": torch.rand(3, 5, 7), "boxes": boxes(3), "image_size": (33, 37), "threshold": 0.5}
     ),
+    "polygon_mask_targets": Operator(
+        lambda: {
+            "vertices": torch.rand(13, 2) * 40,
+            "polygon_offsets": torch.tensor([0, 5, 9, 13]),
+            "object_offsets": torch.tensor([0, 2, 3]),
+            "boxes": boxes(6),
+            "index": torch.tensor([0, 1, -1, 0, 1, 1]),
+            "output_size": 7,
+        }
+    ),
     "preprocess": Operator(
         lambda: {
             "images": [torch.randint(256, (*size, 3), dtype=torch.uint8) for size in [(9, 14), (12, 5)]],
