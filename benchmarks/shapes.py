@@ -48,3 +48,17 @@ def crowded_boxes(count: int, groups: int, device, seed: int = 2) -> tuple[Tenso
     scores = torch.rand(count, generator=generator)
     group = torch.randint(groups, (count,), generator=generator)
     return torch.cat([low, high], 1).to(device), scores.to(device), group.to(device)
+
+
+STAGES = {"res2": (32, 4), "res3": (64, 8), "res4": (128, 16), "res5": (256, 32)}
+"""Stage of a self-calibrated ResNet-50 -> (channels of its self-calibrated convolutions, stride)."""
+
+
+def self_calibrated(stage: str, device, batch: int = 2, dtype=torch.float32) -> list[Tensor]:
+    """Channels-last x and k3, [N, C, H, W], and k2, [N, C, H // 4, W // 4]."""
+    generator = torch.Generator().manual_seed(3)
+    channels, stride = STAGES[stage]
+    height, width = (side // stride for side in IMAGE_SIZE)
+    sizes = (height, width), (height, width), (height // 4, width // 4)
+    maps = (torch.randn(batch, channels, *size, generator=generator) for size in sizes)
+    return [map.to(device, dtype).contiguous(memory_format=torch.channels_last) for map in maps]

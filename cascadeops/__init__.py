@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DeformConv2d",
+    "SelfCalibratedConv2d",
     "batched_nms",
     "deform_conv2d",
     "mask_targets",
@@ -23,6 +24,7 @@ __all__ = [
     "paste_masks_rle",
     "polygon_mask_targets",
     "preprocess",
+    "self_calibrated_conv2d",
     "self_calibrated_gate",
 ]
 
@@ -40,6 +42,7 @@ if _binary.cpu.path is not None:
     from cascadeops.paste_masks_rle import paste_masks_rle
     from cascadeops.polygon_mask_targets import polygon_mask_targets
     from cascadeops.preprocess import preprocess
+    from cascadeops.self_calibrated_conv2d import SelfCalibratedConv2d, self_calibrated_conv2d
     from cascadeops.self_calibrated_gate import self_calibrated_gate
 else:  # importing never fails: each operator says what is wrong when it is called
     globals().update({name: _binary.missing(name) for name in __all__})

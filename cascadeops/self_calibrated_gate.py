@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import check_shapes
 from cascadeops.reference.self_calibrated_gate import nearest_upsample
 
 
@@ -33,8 +34,9 @@ def self_calibrated_gate(
 
     Source: Liu et al., "Improving Convolutional Networks with Self-Calibrated Convolutions", CVPR 2020, equation 3.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         x, k3, k2 = (map if map.dtype == torch.float64 else map.to(dtype) for map in (x, k3, k2))
     return torch.ops.cascadeops.self_calibrated_gate(x, k3, k2)
 
@@ -47,11 +49,14 @@ def _memory_format(x):
 
 @torch.library.register_fake("cascadeops::self_calibrated_gate")
 def _(x, k3, k2):
+    check_shapes("self_calibrated_gate", x=(x, "N C H W"), k3=(k3, "N C H W"), k2=(k2, "N C * *"))
     return torch.empty_like(x, memory_format=_memory_format(x))
 
 
 @torch.library.register_fake("cascadeops::self_calibrated_gate_backward")
 def _(grad, x, k3, k2):
+    shapes = {"x": (x, "N C H W"), "grad": (grad, "N C H W"), "k3": (k3, "N C H W"), "k2": (k2, "N C * *")}
+    check_shapes("self_calibrated_gate", **shapes)
     return tuple(torch.empty_like(map, memory_format=_memory_format(x)) for map in (x, k3, k2))
 
 

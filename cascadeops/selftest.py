@@ -202,6 +202,15 @@ def _preprocess(device: str, generator: torch.Generator) -> float:
     return max(_difference(ours.double(), expected), _difference(sizes, expected_sizes))
 
 
+def _self_calibrated_conv2d(device: str, generator: torch.Generator) -> float:
+    sizes = (2, 16, 9, 14), *[(16, 16, 3, 3)] * 3, *[(16,)] * 3
+    x, *parameters = (torch.randn(size, generator=generator) / math.prod(size[1:]) ** 0.25 for size in sizes)
+    x = x.to(memory_format=torch.channels_last)
+    ours = cascadeops.self_calibrated_conv2d(x.to(device), *(parameter.to(device) for parameter in parameters))
+    expected = _reference("self_calibrated_conv2d")(x, *parameters)
+    return _difference(ours, expected) / expected.abs().max().item()
+
+
 CHECKS = {
     "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "batched_nms": (_batched_nms, 0.0),
@@ -213,8 +222,9 @@ CHECKS = {
     "padded_nms": (_padded_nms, 0.0),
     "paste_masks": (_paste_masks, 1e-3),  # as mask_targets: a pixel at exactly the threshold
     "paste_masks_rle": (_paste_masks_rle, 0.0),
-    "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
     "polygon_mask_targets": (_polygon_mask_targets, 0.0),
     "preprocess": (_preprocess, 1e-5),
+    "self_calibrated_conv2d": (_self_calibrated_conv2d, 5e-3),  # PyTorch's convolutions on a GPU may use TF32
+    "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
 }
 """Operator -> (check, largest difference that passes)."""

@@ -123,6 +123,14 @@ OPERATORS = {
             "memory_format": torch.channels_last,
         }
     ),
+    "self_calibrated_gate": Operator(
+        lambda: {
+            "x": torch.randn(2, 20, 9, 14).contiguous(memory_format=torch.channels_last),
+            "k3": torch.randn(2, 20, 9, 14).contiguous(memory_format=torch.channels_last),
+            "k2": torch.randn(2, 20, 2, 3),
+        },
+        gradients=("x", "k3", "k2"),
+    ),
 }
 
 
