@@ -277,6 +277,24 @@ def preprocess() -> Drawing:
     return drawing
 
 
+def polygon_mask_targets() -> Drawing:
+    polygon = torch.tensor([[2.0, 2], [9, 1], [17.5, 5], [13.5, 7.5], [16, 12], [8, 10], [3, 12.5]])
+    box, whole = torch.tensor([[7.0, 3, 19, 13]]), torch.tensor([0])
+    offsets = torch.tensor([0, len(polygon)]), torch.tensor([0, 1])
+    target = cascadeops.polygon_mask_targets(polygon, *offsets, box, whole, 7)[0]
+    drawing = Drawing(34, 16.5, 20)
+    outline = " ".join(f"{(x + 0.5) * 20:g},{(y + 0.5) * 20:g}" for x, y in polygon.tolist())
+    drawing.add("polygon", points=outline, fill=BLUE, fill_opacity=0.35, stroke=BLUE, stroke_width=2)
+    for x, y in polygon.tolist():
+        drawing.dot(x + 0.5, y + 0.5, BLUE, 4)
+    x1, y1, x2, y2 = (box[0] + 0.5).tolist()
+    drawing.box(x1, y1, x2, y2, ORANGE, width=3)
+    drawing.text(10.5, 15.8, "polygon, and the region's box")
+    drawing.cells(24, 3.5, target.float())
+    drawing.text(27.5, 12, "target")
+    return drawing
+
+
 def _disc(side: int) -> Tensor:
     """Probabilities [side, side] that fall off from the middle."""
     place = torch.arange(side) - (side - 1) / 2
@@ -298,6 +316,7 @@ FIGURES: list[Callable[[], Drawing]] = [
     padded_nms,
     paste_masks,
     paste_masks_rle,
+    polygon_mask_targets,
     preprocess,
     self_calibrated_gate,
 ]
