@@ -18,6 +18,9 @@ pip := $(VENV)/bin/pip --disable-pip-version-check
 sources := setup.py pyproject.toml $(shell find csrc -type f)
 cpu_index := https://download.pytorch.org/whl/cpu
 
+# Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
+export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
+
 .PHONY: train test bench lint data gpu-check clean
 
 train: $(VENV)/.detect
