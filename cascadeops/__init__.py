@@ -24,6 +24,7 @@ __all__ = [
     "paste_masks_rle",
     "polygon_mask_targets",
     "preprocess",
+    "raise_device_faults",
     "self_calibrated_conv2d",
     "self_calibrated_gate",
 ]
@@ -32,6 +33,7 @@ _binary.load(__version__)
 
 if _binary.cpu.path is not None:
     from cascadeops.deform_conv2d import DeformConv2d, deform_conv2d
+    from cascadeops.device_faults import raise_device_faults
     from cascadeops.mask_targets import mask_targets
     from cascadeops.match_boxes import match_boxes
     from cascadeops.multiclass_nms import multiclass_nms

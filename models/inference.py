@@ -74,6 +74,7 @@ def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple
     """
     results = []
     counts = detections.count.tolist()
+    cascadeops.raise_device_faults(detections.count.device)
     for i, (count, size, seen) in enumerate(zip(counts, image_sizes, network_sizes.tolist(), strict=True)):
         scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]], device=detections.boxes.device).repeat(2)
         boxes = detections.boxes[i, :count] * scale

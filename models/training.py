@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import cascadeops
+
 from .build import build_from_config
 from .checkpoint import load_backbone, load_weights, save_weights
 from .data import Augmentation, CocoDataset, default_dataset, training_loader
@@ -187,7 +189,9 @@ class LossWindow:
     def means(self, where: str) -> dict[str, float]:
         """Raises DataError if a loss is no longer finite."""
         names = list(self._sums)
-        sums = torch.stack([self._sums[name].float() for name in names]).tolist()
+        sums = torch.stack([self._sums[name].float() for name in names])
+        cascadeops.raise_device_faults(sums.device)
+        sums = sums.tolist()
         values = {name: total / self._steps for name, total in zip(names, sums, strict=True)}
         if not math.isfinite(values["loss"]):
             bad = [name for name, value in values.items() if not math.isfinite(value)]

@@ -22,7 +22,8 @@ def test_healthy_installation(capsys):
 
 
 def test_every_public_operator_has_a_check_and_a_cpu_kernel(capsys):
-    operators = [name for name in cascadeops.__all__ if name.islower()]  # the others are modules that call them
+    names = set(cascadeops.__all__) - {"raise_device_faults"}  # which calls no kernel
+    operators = sorted(name for name in names if name.islower())  # the others are modules that call them
     assert sorted(selftest.CHECKS) == operators
     kernels = json.loads(report_of(capsys, "--json")[1])["kernels"]
     assert set(operators) - {"self_calibrated_conv2d"} <= set(kernels)  # which is convolutions around an operator

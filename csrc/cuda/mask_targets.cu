@@ -17,6 +17,8 @@
 
 #include "checks.h"
 #include "common/bilinear.h"
+#include "common/boxes.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 
 namespace cascadeops {
@@ -29,18 +31,25 @@ constexpr int kThreads = 256;
 __global__ void __launch_bounds__(kThreads)
     mask_targets_kernel(const uint8_t* __restrict__ bitmaps, int64_t total, const int64_t* __restrict__ offsets,
                         const int32_t* __restrict__ windows, int64_t objects, const float* __restrict__ boxes,
-                        const int64_t* __restrict__ index, int64_t cells, int64_t size, uint8_t* __restrict__ targets) {
+                        const int64_t* __restrict__ index, int64_t cells, int64_t size, uint8_t* __restrict__ targets,
+                        uint64_t* fault) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t item = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; item < cells; item += step) {
     const int64_t k = item / (size * size), p = item / size % size, q = item % size;
     targets[item] = 0;
     const int64_t object = index[k];
-    if (object < 0 || object >= objects) continue;
+    if (object == -1) continue;
     const float* box = boxes + 4 * k;
-    if (!(isfinite(box[0]) && isfinite(box[1]) && isfinite(box[2]) && isfinite(box[3]))) continue;
-    const int32_t* window = windows + 4 * object;
-    const int64_t offset = offsets[object], width = window[2], height = window[3];
-    if (width <= 0 || height <= 0 || offset < 0 || offset > total || width * height > total - offset) continue;
+    const bool is_object = object >= 0 && object < objects;
+    const int32_t* window = windows + 4 * (is_object ? object : 0);
+    const int64_t offset = is_object ? offsets[object] : -1;
+    const int64_t width = is_object ? window[2] : 0, height = is_object ? window[3] : 0;
+    if (!is_object || !is_finite({box[0], box[1], box[2], box[3]}) || width < 0 || height < 0 || offset < 0 ||
+        offset > total || width * height > total - offset) {
+      if (p == 0 && q == 0) note_fault(fault, Fault::kMaskTargets, k);
+      continue;
+    }
+    if (width == 0 || height == 0) continue;
 
     const auto ys = roi_axis<float>(box[1], box[3], 1.0f, size, 0, true);
     const auto xs = roi_axis<float>(box[0], box[2], 1.0f, size, 0, true);
@@ -67,7 +76,8 @@ Tensor mask_targets_cuda(Tensor bitmaps, Tensor offsets, Tensor windows, Tensor 
   mask_targets_kernel<<<grid_blocks(targets.numel(), kThreads), kThreads, 0, current_stream(bitmaps)>>>(
       bitmaps.const_data_ptr<uint8_t>(), bitmaps.size(0), offsets.const_data_ptr<int64_t>(),
       windows.const_data_ptr<int32_t>(), offsets.size(0), boxes.const_data_ptr<float>(),
-      index.const_data_ptr<int64_t>(), targets.numel(), output_size, targets.mutable_data_ptr<uint8_t>());
+      index.const_data_ptr<int64_t>(), targets.numel(), output_size, targets.mutable_data_ptr<uint8_t>(),
+      fault_word(bitmaps));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return targets;
 }

@@ -2,8 +2,7 @@
 //
 // 1. match_kernel: the best ground truth of each box, and the best IoU of each ground truth over the image's boxes.
 // 2. claim_kernel, with low_quality_iou: boxes whose own best IoU reaches it compare again, by the same function and so
-// to
-//    the same bits; one with exactly the best IoU of a ground truth goes to the last such one.
+//    to the same bits; one with exactly the best IoU of a ground truth goes to the last such one.
 //
 // Ground truths pass through shared memory in tiles of 256. A warp tests 32 of them at once against the outline of its
 // 32 boxes, one a lane, and its lanes then compare with those that touch it: neighbouring anchors touch a few of
@@ -21,6 +20,7 @@
 
 #include "checks_match_boxes.h"
 #include "common/boxes.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 
 namespace cascadeops {
@@ -44,6 +44,7 @@ struct Problem {
   uint32_t* best_of_gt;  // [N, G] bits of the best IoU, at first 0
   float* best_iou;       // [N, P], or nullptr without low_quality_iou
   int64_t* match;        // [N, P]
+  uint64_t* fault;
 };
 
 struct Tile {
@@ -67,9 +68,13 @@ __device__ __forceinline__ Place place_of(const Problem& p) {
 
 __device__ __forceinline__ Box finite_or_empty(const Box& box) { return is_finite(box) ? box : Box{}; }
 
-__device__ __forceinline__ Box load_box(const Problem& p, const Place& place) {
+__device__ __forceinline__ Box stored_box(const Problem& p, const Place& place) {
   const float* from = p.boxes + place.image * p.box_stride + int64_t{place.row} * 4;
-  return finite_or_empty({from[0], from[1], from[2], from[3]});
+  return {from[0], from[1], from[2], from[3]};
+}
+
+__device__ __forceinline__ Box load_box(const Problem& p, const Place& place) {
+  return finite_or_empty(stored_box(p, place));
 }
 
 // The smallest box around those of the warp's lanes that take part.
@@ -93,6 +98,7 @@ __device__ __forceinline__ bool load_tile(const Problem& p, int64_t image, int32
   const int64_t g = int64_t{begin} + threadIdx.x, at = image * p.gt_rows + g;
   const bool valid = g < p.gt_rows && p.gt_valid[at];
   const Box box = valid ? finite_or_empty(p.gt_boxes[at]) : Box{};
+  if (valid && !is_finite(p.gt_boxes[at])) note_fault(p.fault, Fault::kMatchBoxes, at);
   tile.boxes[threadIdx.x] = box;
   tile.areas[threadIdx.x] = box_area(box);
   return valid;
@@ -107,6 +113,7 @@ __global__ void __launch_bounds__(kThreads) match_kernel(Problem p) {
   const Box box = valid ? load_box(p, place) : Box{};
   const float area = box_area(box);
   const Box outline = outline_of_warp(box, valid);
+  if (valid && !is_finite(stored_box(p, place))) note_fault(p.fault, Fault::kMatchBoxes, at);
   if (threadIdx.x == 0) tile.first_valid = p.gt_rows;
 
   float best = 0;
@@ -209,7 +216,8 @@ Tensor match_boxes_cuda(const Tensor& boxes,     // [N, P, 4]
                         static_cast<float>(low_quality_iou.value_or(0)),
                         static_cast<uint32_t*>(best_of_gt.mutable_data_ptr()),
                         low_quality_iou ? best_iou.mutable_data_ptr<float>() : nullptr,
-                        match.mutable_data_ptr<int64_t>()};
+                        match.mutable_data_ptr<int64_t>(),
+                        fault_word(boxes)};
   STD_CUDA_CHECK(cudaMemsetAsync(problem.best_of_gt, 0, batch * gt_rows * sizeof(uint32_t), stream));
   const auto blocks = static_cast<unsigned>(batch * blocks_per_image);
   match_kernel<<<blocks, kThreads, 0, stream>>>(problem);

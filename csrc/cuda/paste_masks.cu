@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "common/paste.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 #include "dispatch.h"
 
@@ -23,6 +24,10 @@ using torch::stable::Tensor;
 constexpr int kThreads = 256;
 constexpr int kChunk = 16;  // bytes, the widest store
 constexpr int kWord = 4;    // bytes of packed pixels
+
+__device__ __forceinline__ void note_bad_box(const Box& box, int64_t mask, uint64_t* fault) {
+  if (!is_finite(box)) note_fault(fault, Fault::kPasteMasks, mask);
+}
 
 // One row of one pasted mask.
 template <typename scalar_t>
@@ -56,7 +61,8 @@ __global__ void __launch_bounds__(kThreads)
     paste_masks_kernel(const scalar_t* __restrict__ probs,  // [N, h, w]
                        const Box* __restrict__ boxes,       // [N]
                        int64_t masks, int32_t h, int32_t w, int32_t height, int32_t width, float threshold,
-                       uint8_t* __restrict__ out) {  // [N, H, W]
+                       uint8_t* __restrict__ out,  // [N, H, W]
+                       uint64_t* fault) {
   const int64_t rows = masks * height, bytes = rows * width;
   const int64_t stride = int64_t{gridDim.x} * kThreads * kChunk;
   for (int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kChunk; begin < bytes; begin += stride) {
@@ -68,6 +74,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t mask = row / height;
       const PastedRow<scalar_t> pasted(probs + mask * h * w, boxes[mask], h, w,
                                        static_cast<int32_t>(row - mask * height));
+      if (column == 0) note_bad_box(boxes[mask], mask, fault);
       const int32_t end = min(i + width - column, count);  // of the row's part of the chunk
       if (pasted.empty(column, column + end - i - 1)) {
         i = end;
@@ -92,7 +99,8 @@ __global__ void __launch_bounds__(kThreads)
     paste_packed_masks_kernel(const scalar_t* __restrict__ probs,  // [N, h, w]
                               const Box* __restrict__ boxes,       // [N]
                               int64_t masks, int32_t h, int32_t w, int32_t height, int32_t width, float threshold,
-                              uint8_t* __restrict__ out) {  // [N, H, ceil(W / 8)]
+                              uint8_t* __restrict__ out,  // [N, H, ceil(W / 8)]
+                              uint64_t* fault) {
   const int32_t row_bytes = (width + 7) / 8;
   const int64_t bytes = masks * height * row_bytes;
   const int64_t stride = int64_t{gridDim.x} * kThreads * kWord;
@@ -105,6 +113,7 @@ __global__ void __launch_bounds__(kThreads)
       const int64_t mask = row / height;
       const PastedRow<scalar_t> pasted(probs + mask * h * w, boxes[mask], h, w,
                                        static_cast<int32_t>(row - mask * height));
+      if (byte == 0) note_bad_box(boxes[mask], mask, fault);
       const int32_t end = min(i + row_bytes - byte, count);  // of the row's part of the word
       const int32_t last = min((byte + end - i) * 8, width);
       int32_t bit = i * 8;
@@ -139,7 +148,7 @@ Tensor paste_masks_cuda(const Tensor& probs,  // [N, h, w]
         static_cast<const scalar_t*>(dense_probs.const_data_ptr()),
         static_cast<const Box*>(dense_boxes.const_data_ptr()), masks, static_cast<int32_t>(probs.size(1)),
         static_cast<int32_t>(probs.size(2)), static_cast<int32_t>(height), static_cast<int32_t>(width),
-        static_cast<float>(threshold), static_cast<uint8_t*>(out.mutable_data_ptr()));
+        static_cast<float>(threshold), static_cast<uint8_t*>(out.mutable_data_ptr()), fault_word(probs));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

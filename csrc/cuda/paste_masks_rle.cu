@@ -18,6 +18,7 @@
 #include "checks.h"
 #include "common/paste.h"
 #include "common/rle.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 #include "dispatch.h"
 
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
                         const Box* __restrict__ boxes,       // [N]
                         int32_t h, int32_t w, int32_t height, int32_t width, float threshold,
                         const int64_t* __restrict__ offsets,  // [N + 1]
-                        int64_t* __restrict__ lengths, uint8_t* __restrict__ counts) {
+                        int64_t* __restrict__ lengths, uint8_t* __restrict__ counts, uint64_t* fault) {
   using ChangeScan = cub::BlockScan<Changes, kThreads>;
   using ByteScan = cub::BlockScan<int64_t, kThreads>;
   __shared__ union {
@@ -178,6 +179,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t number = before_tile.number(int64_t{height} * width);
     const int32_t bytes = encode_count(number, out ? out + bytes_before : nullptr);
     if (!counts) lengths[mask] = bytes_before + bytes;
+    if (!is_finite(boxes[mask])) note_fault(fault, Fault::kPasteMasksRle, mask);
   }
 }
 
@@ -219,7 +221,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, 
           static_cast<const scalar_t*>(dense_probs.const_data_ptr()),
           static_cast<const Box*>(dense_boxes.const_data_ptr()), static_cast<int32_t>(probs.size(1)),
           static_cast<int32_t>(probs.size(2)), static_cast<int32_t>(height), static_cast<int32_t>(width),
-          static_cast<float>(threshold), offsets.const_data_ptr<int64_t>(), length_data, count_data);
+          static_cast<float>(threshold), offsets.const_data_ptr<int64_t>(), length_data, count_data, fault_word(probs));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   };
@@ -232,6 +234,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle_cuda(const Tensor& probs,  // [N, h, 
   STD_CUDA_CHECK(
       cudaMemcpyAsync(&total, offsets.const_data_ptr<int64_t>() + masks, sizeof total, cudaMemcpyDeviceToHost, stream));
   STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  raise_device_fault(probs);
   Tensor counts = torch::stable::new_empty(probs, {total}, ScalarType::Byte);
   encode(nullptr, counts.mutable_data_ptr<uint8_t>());
   return {counts, offsets};

@@ -15,6 +15,7 @@
 
 #include "checks_polygon.h"
 #include "common/polygon.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 
 namespace cascadeops {
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kThreads)
                                 const int64_t* __restrict__ polygon_offsets, int64_t num_polygons,
                                 const int64_t* __restrict__ object_offsets, int64_t num_objects,
                                 const float* __restrict__ boxes, const int64_t* __restrict__ index, int64_t tiles,
-                                int32_t size, uint8_t* __restrict__ targets) {
+                                int32_t size, uint8_t* __restrict__ targets, uint64_t* fault) {
   extern __shared__ uint32_t bits[];
   const int32_t words = (size + 31) / 32, tiles_across = (size + kColumns - 1) / kColumns;
   uint32_t* const flips = bits;                     // [words, kColumns], row 32 w + i in bit i
@@ -88,6 +89,8 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
     }
 
+    const bool padding = object == -1;
+    if (!valid && !padding && threadIdx.x == 0) note_fault(fault, Fault::kPolygonMaskTargets, k);
     const int32_t columns = last_column - first_column;
     for (int32_t i = threadIdx.x; i < size * kColumns; i += kThreads) {
       const int32_t row = i / kColumns, column = i % kColumns;
@@ -118,7 +121,8 @@ Tensor polygon_mask_targets_cuda(Tensor vertices,         // [V, 2]
   polygon_mask_targets_kernel<<<grid_blocks(tiles, 1), kThreads, shared, current_stream(vertices)>>>(
       vertices.const_data_ptr<float>(), vertices.size(0), polygon_offsets.const_data_ptr<int64_t>(),
       polygon_offsets.size(0) - 1, object_offsets.const_data_ptr<int64_t>(), object_offsets.size(0) - 1,
-      boxes.const_data_ptr<float>(), index.const_data_ptr<int64_t>(), tiles, size, targets.mutable_data_ptr<uint8_t>());
+      boxes.const_data_ptr<float>(), index.const_data_ptr<int64_t>(), tiles, size, targets.mutable_data_ptr<uint8_t>(),
+      fault_word(vertices));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return targets;
 }
