@@ -78,7 +78,7 @@ def test_fault_reaches_the_operator_that_waits_next(device):
         pytest.skip("CPU kernels raise at once")
     paste_masks(device, NAN)
     boxes = torch.tensor(SQUARE, device=device)
-    with pytest.raises(RuntimeError, match="^paste_masks: boxes must be finite; see row 2"):
+    with pytest.raises(RuntimeError, match=r"^paste_masks: boxes must be finite; see row 2"):
         cascadeops.paste_masks_rle(torch.ones(3, 4, 4, device=device), boxes, (16, 16))
 
 
