@@ -42,7 +42,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
-gpu-check: $(VENV)/.test
+gpu-check: $(VENV)/.bench
 	scripts/gpu_check.sh $(run)
 
 clean:
@@ -77,7 +77,7 @@ $(VENV)/.test: $(VENV)/.detect
 
 # torchvision is the peer that most operators are timed against: the build for this torch, if there is one.
 $(VENV)/.bench: $(VENV)/.test
-	@command -v nvidia-smi >/dev/null || $(pip) install --quiet --retries 0 --index-url $(cpu_index) torchvision $(TORCH) \
+	@{ ! command -v nvidia-smi >/dev/null && $(pip) install --quiet --retries 0 --index-url $(cpu_index) torchvision $(TORCH); } \
 	  || $(pip) install --quiet torchvision $(TORCH) || true
 	@$(run) -c 'import torchvision' 2>/dev/null || { $(pip) uninstall --quiet --yes torchvision; \
 	  echo "no torchvision that works with $(TORCH): the benchmarks run without it"; }
