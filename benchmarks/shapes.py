@@ -62,3 +62,14 @@ def self_calibrated(stage: str, device, batch: int = 2, dtype=torch.float32) -> 
     sizes = (height, width), (height, width), (height // 4, width // 4)
     maps = (torch.randn(batch, channels, *size, generator=generator) for size in sizes)
     return [map.to(device, dtype).contiguous(memory_format=torch.channels_last) for map in maps]
+
+
+def detections(count: int, device, image_size: tuple[int, int] = (800, 1333)) -> tuple[Tensor, Tensor]:
+    """Mask probabilities [count, 28, 28], a blob with a wavy outline each, and their boxes [count, 4] in the image."""
+    generator = torch.Generator().manual_seed(3)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    waves, phase, depth = torch.rand(3, count, 1, 1, generator=generator)
+    outline = 0.9 - 0.3 * depth * (1 + torch.sin((2 + 5 * waves) * torch.atan2(y, x) + 6.28 * phase))
+    probs = torch.sigmoid(10 * (outline - (x * x + y * y).sqrt()))
+    scale = torch.tensor([image_size[1] / IMAGE_SIZE[1], image_size[0] / IMAGE_SIZE[0]])
+    return probs.to(device), (boxes(count, "cpu") * scale.repeat(2)).to(device)
