@@ -1,24 +1,25 @@
-// sigmoid(t) = 1 / (1 + exp(-t)) and its derivative, from e = exp(-|t|), which is at most 1: nothing overflows, and the
-// derivative, which is e / (1 + e)^2 on both sides, loses no digits where the sigmoid is close to 1.
-//
-// How e is found differs from device to device; this does not. `real` is a number or, on the CPU, a vector of them.
+// sigmoid(t) = 1 / (1 + E) and its derivative, from E = exp(-t). As 1 - sigmoid(t) = E * sigmoid(t), the derivative
+// loses no digits where the sigmoid is close to 1. How E is found differs from device to device; this does not. `real`
+// is a number or, on the CPU, a vector of them.
 #pragma once
 
 #include "common/portable.h"
 
 namespace cascadeops {
 
+// t is clamped to +-kSigmoidRange before E is taken: E is then a normal number of float32 (between 2^-126 and 2^126),
+// and so no product overflows. Beyond, a sigmoid or its derivative is below 2^-125 where it should be even closer to 0.
+constexpr float kSigmoidRange = 0x1.5d51ecp6f;  // 87.33, just below 126 ln 2
+
 template <typename real>
-CASCADEOPS_HD void sigmoid_of(const real& t, const real& e, real& value) {
-  const real one = real{} + 1;
-  value = (t < 0 ? e : one) / (one + e);
+CASCADEOPS_HD void sigmoid_of(const real& E, real& value) {
+  value = 1 / (1 + E);
 }
 
 template <typename real>
-CASCADEOPS_HD void sigmoid_of(const real& t, const real& e, real& value, real& derivative) {
-  const real one = real{} + 1, above = one / (one + e), below = e * above;
-  value = t < 0 ? below : above;
-  derivative = above * below;
+CASCADEOPS_HD void sigmoid_of(const real& E, real& value, real& derivative) {
+  value = 1 / (1 + E);
+  derivative = value * (E * value);
 }
 
 }  // namespace cascadeops

@@ -119,9 +119,8 @@ struct Forward {
         load_lanes(x_at, Order::element(x), lanes, t);
         load_lanes(k3_at, Order::element(k3), lanes, value);
         t += cell;
-        negative_magnitude(t, e);
-        exp_of_negative(e, e);
-        sigmoid_of(t, e, gate);
+        exp_of_negated(t, e);
+        sigmoid_of(e, gate);
         value *= gate;
         store_lanes(value, out_at, 1, lanes);
         x_at += Order::line(x);
@@ -163,9 +162,8 @@ struct Backward {
             load_lanes(x_at, Order::element(x), lanes, t);
             load_lanes(k3_at, Order::element(k3), lanes, value);
             t += cell;
-            negative_magnitude(t, e);
-            exp_of_negative(e, e);
-            sigmoid_of(t, e, gate, slope);
+            exp_of_negated(t, e);
+            sigmoid_of(e, gate, slope);
             gate *= upstream;
             slope = upstream * value * slope;
             sum += slope;

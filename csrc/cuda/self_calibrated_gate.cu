@@ -70,8 +70,14 @@ struct Sizes {
   int64_t channels;
 };
 
-__device__ float exp_of_negative_magnitude(float t) { return expf(-fabsf(t)); }
-__device__ double exp_of_negative_magnitude(double t) { return exp(-fabs(t)); }
+// exp(-t), t clamped; NaN stays NaN.
+__device__ float exp_of_negated(float t) {
+  return expf(t > kSigmoidRange ? -kSigmoidRange : t < -kSigmoidRange ? kSigmoidRange : -t);
+}
+__device__ double exp_of_negated(double t) {
+  constexpr double range = kSigmoidRange;
+  return exp(t > range ? -range : t < -range ? range : -t);
+}
 
 template <typename scalar_t, int vector, bool channels_last>
 __global__ void __launch_bounds__(kThreads)
@@ -100,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < vector; ++i) {
       const real t = static_cast<real>(x_pack.value[i]) + static_cast<real>(cells.value[i]);
       real gate;
-      sigmoid_of(t, exp_of_negative_magnitude(t), gate);
+      sigmoid_of(exp_of_negated(t), gate);
       result.value[i] = static_cast<scalar_t>(static_cast<real>(k3_pack.value[i]) * gate);
     }
     store<vector>(result, out.at(n, c, row, column));
@@ -145,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) self_calibrated_gate_backward_kernel
             const real upstream = static_cast<real>(grad_pack.value[i]);
             const real t = static_cast<real>(x_pack.value[i]) + static_cast<real>(cells.value[i]);
             real gate, slope;
-            sigmoid_of(t, exp_of_negative_magnitude(t), gate, slope);
+            sigmoid_of(exp_of_negated(t), gate, slope);
             slope = upstream * static_cast<real>(k3_pack.value[i]) * slope;
             sum[i] += slope;
             of_x.value[i] = static_cast<scalar_t>(slope);
