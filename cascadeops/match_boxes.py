@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, check_shapes
+
 
 def match_boxes(
     boxes: Tensor,  # [N, P, 4]
@@ -42,7 +44,7 @@ def match_boxes(
 
     Source: Ren et al., "Faster R-CNN", NIPS 2015, section 3.1.2; results as mmdetection 3's ``MaxIoUAssigner``.
     """
-    boxes, gt_boxes = boxes.detach().float(), gt_boxes.detach().float()
+    boxes, gt_boxes = as_float32("match_boxes", boxes=boxes, gt_boxes=gt_boxes)
     return torch.ops.cascadeops.match_boxes(
         boxes, valid, gt_boxes, gt_valid, positive_iou, negative_iou, low_quality_iou
     )
@@ -50,4 +52,11 @@ def match_boxes(
 
 @torch.library.register_fake("cascadeops::match_boxes")
 def _(boxes, valid, gt_boxes, gt_valid, positive_iou, negative_iou, low_quality_iou):
+    check_shapes(
+        "match_boxes",
+        boxes=(boxes, "N P 4"),
+        valid=(valid, "N P"),
+        gt_boxes=(gt_boxes, "N G 4"),
+        gt_valid=(gt_valid, "N G"),
+    )
     return boxes.new_empty(boxes.shape[:2], dtype=torch.int64)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cascadeops._arguments import as_float32, as_int64, check_shapes
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Greedy non-maximum suppression of one image; drop-in for ``torchvision.ops.nms``.
@@ -28,7 +30,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Source: the greedy procedure of Felzenszwalb et al., PAMI 2010, section 5.
     """
-    return torch.ops.cascadeops.nms(boxes.detach().float(), scores.detach().float(), iou_threshold)
+    boxes, scores = as_float32("nms", boxes=boxes, scores=scores)
+    return torch.ops.cascadeops.nms(boxes, scores, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -46,8 +49,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     Raises:
         RuntimeError: as ``nms``.
     """
-    boxes, scores, idxs = boxes.detach().float(), scores.detach().float(), idxs.to(torch.int64)
-    return torch.ops.cascadeops.batched_nms(boxes, scores, idxs, iou_threshold)
+    boxes, scores = as_float32("batched_nms", boxes=boxes, scores=scores)
+    return torch.ops.cascadeops.batched_nms(boxes, scores, as_int64("batched_nms", "idxs", idxs), iou_threshold)
 
 
 def _some_rows(boxes: Tensor) -> Tensor:
@@ -56,9 +59,11 @@ def _some_rows(boxes: Tensor) -> Tensor:
 
 @torch.library.register_fake("cascadeops::nms")
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float):
+    check_shapes("nms", boxes=(boxes, "N 4"), scores=(scores, "N"))
     return _some_rows(boxes)
 
 
 @torch.library.register_fake("cascadeops::batched_nms")
 def _(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float):
+    check_shapes("batched_nms", boxes=(boxes, "N 4"), scores=(scores, "N"), idxs=(idxs, "N"))
     return _some_rows(boxes)

@@ -46,6 +46,14 @@ def objects() -> dict[str, Tensor]:
 
 
 OPERATORS = {
+    "batched_nms": Operator(
+        lambda: {
+            "boxes": boxes(30),
+            "scores": torch.rand(30),
+            "idxs": torch.randint(3, (30,)),
+            "iou_threshold": 0.5,
+        }
+    ),
     "deform_conv2d": Operator(
         lambda: {
             "input": torch.randn(2, 8, 7, 6).contiguous(memory_format=torch.channels_last),
@@ -61,6 +69,17 @@ OPERATORS = {
     ),
     "mask_targets": Operator(
         lambda: {**objects(), "boxes": boxes(6), "index": torch.tensor([0, 1, -1, 0, 1, 1]), "output_size": 7}
+    ),
+    "match_boxes": Operator(
+        lambda: {
+            "boxes": boxes(2, 70),
+            "valid": torch.rand(2, 70) < 0.9,
+            "gt_boxes": boxes(2, 5),
+            "gt_valid": torch.rand(2, 5) < 0.9,
+            "positive_iou": 0.6,
+            "negative_iou": 0.4,
+            "low_quality_iou": 0.2,
+        }
     ),
     "multiclass_nms": Operator(
         lambda: {
@@ -87,6 +106,7 @@ OPERATORS = {
         },
         gradients=("features",),
     ),
+    "nms": Operator(lambda: {"boxes": boxes(30), "scores": torch.rand(30), "iou_threshold": 0.5}),
     "padded_nms": Operator(
         lambda: {
             "boxes": boxes(2, 30),

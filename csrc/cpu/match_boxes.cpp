@@ -30,7 +30,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kBlock = 64;
-constexpr int64_t kBlocksPerThread = 4;  // fewer are not worth a thread
+constexpr int64_t kWorkPerThread = 1 << 18;  // comparisons; fewer are not worth a thread
 constexpr int64_t kNegative = -1, kIgnored = -2;
 
 struct Thresholds {
@@ -140,8 +140,9 @@ void claim_block(const Box* boxes, const bool* valid, int64_t rows, const Ground
 void match_image(const Box* boxes, const bool* valid, int64_t rows, GroundTruths& gt, const Thresholds& thresholds,
                  float* best_iou, int64_t* match) {
   const int64_t blocks = (rows + kBlock - 1) / kBlock;
+  const int64_t grain = kWorkPerThread / kBlock / (static_cast<int64_t>(gt.boxes.size()) + 16) + 1;
   std::mutex merging;
-  torch::stable::parallel_for(0, blocks, kBlocksPerThread, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> near(gt.boxes.size() + 1);
     std::vector<float> best_of_gt(gt.boxes.size(), 0.0f);
     for (int64_t row = begin * kBlock; row < std::min(end * kBlock, rows); row += kBlock) {
@@ -152,7 +153,7 @@ void match_image(const Box* boxes, const bool* valid, int64_t rows, GroundTruths
     for (size_t g = 0; g < best_of_gt.size(); ++g) gt.best[g] = std::max(gt.best[g], best_of_gt[g]);
   });
   if (!thresholds.low_quality) return;
-  torch::stable::parallel_for(0, blocks, kBlocksPerThread, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> near(gt.boxes.size() + 1);
     for (int64_t row = begin * kBlock; row < std::min(end * kBlock, rows); row += kBlock) {
       claim_block(boxes + row, valid + row, rows - row, gt, *thresholds.low_quality, near.data(), best_iou + row,
