@@ -13,6 +13,7 @@ __all__ = [
     "DeformConv2d",
     "SelfCalibratedConv2d",
     "batched_nms",
+    "box_proposals",
     "deform_conv2d",
     "mask_targets",
     "match_boxes",
@@ -32,6 +33,7 @@ __all__ = [
 _binary.load(__version__)
 
 if _binary.cpu.path is not None:
+    from cascadeops.box_proposals import box_proposals
     from cascadeops.deform_conv2d import DeformConv2d, deform_conv2d
     from cascadeops.device_faults import raise_device_faults
     from cascadeops.mask_targets import mask_targets

@@ -103,6 +103,17 @@ def _batched_nms(device: str, generator: torch.Generator) -> float:
     return _difference(ours, importlib.import_module("cascadeops.reference.nms").batched_nms(boxes, scores, idxs, 0.5))
 
 
+def _box_proposals(device: str, generator: torch.Generator) -> float:
+    rows = (120, 30)
+    logits = [torch.randn(2, count, generator=generator) for count in rows]
+    deltas = [torch.randn(2, count, 4, generator=generator) * 0.3 for count in rows]
+    anchors = [_boxes(generator, count, largest=90) - 5 for count in rows]
+    inputs = logits, deltas, anchors, torch.tensor([[80, 90], [60, 70]])
+    ours = cascadeops.box_proposals(*([t.to(device) for t in x] for x in inputs[:3]), inputs[3].to(device), 50, 40, 0.6)
+    expected = _reference("box_proposals")(*inputs, 50, 40, 0.6)
+    return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
+
+
 def _match_boxes(device: str, generator: torch.Generator) -> float:
     boxes, gt_boxes = _boxes(generator, 2, 300, largest=90), _boxes(generator, 2, 12, largest=90)
     valid, gt_valid = torch.rand(2, 300, generator=generator) < 0.9, torch.rand(2, 12, generator=generator) < 0.9
@@ -214,6 +225,7 @@ def _self_calibrated_conv2d(device: str, generator: torch.Generator) -> float:
 CHECKS = {
     "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "batched_nms": (_batched_nms, 0.0),
+    "box_proposals": (_box_proposals, 1e-4),
     "mask_targets": (_mask_targets, 1e-3),  # a cell whose coverage rounds to one half may fall on either side
     "match_boxes": (_match_boxes, 0.0),
     "multiclass_nms": (_multiclass_nms, 0.0),

@@ -37,6 +37,10 @@ STABLE_TORCH_LIBRARY(cascadeops, library) {
       "multiclass_nms(Tensor boxes, Tensor scores, float score_threshold, float iou_threshold, int max_detections) "
       "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor index, Tensor count)");
 
+  // logits: L x [N, A_l]; deltas: L x [N, A_l, 4]; anchors: L x [A_l, 4]; image_sizes: [N, 2]
+  library.def(
+      "box_proposals(Tensor[] logits, Tensor[] deltas, Tensor[] anchors, Tensor image_sizes, int top_k, "
+      "int max_proposals, float iou_threshold, float[] stds) -> (Tensor boxes, Tensor scores, Tensor count)");
   // boxes: [N, P, 4]; valid: [N, P]; gt_boxes: [N, G, 4]; gt_valid: [N, G]
   library.def(
       "match_boxes(Tensor boxes, Tensor valid, Tensor gt_boxes, Tensor gt_valid, float positive_iou, "
