@@ -197,6 +197,41 @@ def deform_conv2d() -> Drawing:
     return drawing
 
 
+def box_proposals() -> Drawing:
+    anchors = [
+        torch.tensor([[1.0, 1, 4, 4], [2, 2, 5, 5], [7, 4.5, 10, 7.5], [0.5, 5.5, 3.5, 8.5], [8.5, 1, 11.5, 4]]),
+        torch.tensor([[0.0, 0, 6, 6], [4.5, 1.5, 10.5, 7.5], [6, 3, 12, 9]]),
+    ]
+    logits = [torch.tensor([[2.0, 1.5, 1.8, -2.5, 0.6]]), torch.tensor([[-1.0, 1.6, 1.2]])]
+    deltas = [
+        torch.tensor([[[0.2, 0.1, 0.1, 0.1], [-0.1, -0.2, 0.1, 0.1], [0.1, 0, 0, 0.2], [0] * 4, [0.3, 0, 0.2, 0.1]]]),
+        torch.tensor([[[0.0] * 4, [0.15, 0.05, 0, 0.1], [0.05, -0.05, 0.1, 0]]]),
+    ]
+    height, width = 9, 12
+
+    def proposals(iou_threshold: float) -> list[list[float]]:
+        result = cascadeops.box_proposals(logits, deltas, anchors, torch.tensor([[height, width]]), 4, 8, iou_threshold)
+        return result[0][0, : result[2].item()].tolist()
+
+    chosen = [level[rows[0] > -1.5] for level, rows in zip(anchors, logits, strict=True)]
+    everything, kept = proposals(1.0), proposals(0.5)
+    drawing = Drawing(43, 11.5, 20)
+    for column, words in enumerate(
+        ("top-k anchors of each level", "moved, scaled, clipped", "NMS in each level, the best")
+    ):
+        left = 1 + 14 * column
+        drawing.box(left, 0.8, left + width, 0.8 + height, LIGHT, width=3)
+        drawing.text(left + width / 2, 11, words)
+        boxes = [box for level in chosen for box in level.tolist()] if column == 0 else everything
+        for box in boxes:
+            side = box[2] - box[0]
+            colour = (BLUE, ORANGE)[side > 4.4]
+            dropped = column == 2 and box not in kept
+            style = {"colour": LIGHT, "stroke_dasharray": "4 4"} if dropped else {"colour": colour, "width": 2.5}
+            drawing.box(left + box[0], 0.8 + box[1], left + box[2], 0.8 + box[3], **style)
+    return drawing
+
+
 def match_boxes() -> Drawing:
     gt_boxes = torch.tensor([[3.0, 2, 9, 8], [14.0, 3, 19, 6]])
     anchors = torch.tensor(
@@ -309,6 +344,7 @@ def _arrow(scale: float, x: float, y: float) -> str:
 
 
 FIGURES: list[Callable[[], Drawing]] = [
+    box_proposals,
     deform_conv2d,
     mask_targets,
     match_boxes,

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 import cascadeops
 
 from .anchors import grid_anchors
-from .boxes import decode_boxes, encode_boxes
+from .boxes import encode_boxes
 from .config import RPNConfig
 from .losses import box_loss, objectness_loss
 from .matching import sample_matches
-from .padding import rows_below
 
 STDS = (1.0, 1.0, 1.0, 1.0)
 
@@ -53,21 +52,9 @@ class RPN(nn.Module):
         """
         top_k = self.config.top_k_training if self.training else self.config.top_k
         capacity = self.config.max_proposals_training if self.training else self.config.max_proposals
-        boxes, scores, levels = [], [], []
-        for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            top_logits, index = level_logits.topk(min(top_k, level_logits.shape[1]), dim=1)
-            chosen = level_deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(level_anchors[index], chosen, STDS, image_sizes))
-            scores.append(top_logits.sigmoid())
-            levels.append(torch.full_like(index, level))
-        boxes, scores, levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
-        not_empty = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        scores = torch.where(not_empty, scores, -torch.inf)
-        capacity = min(capacity, boxes.shape[1])
-        index, count = cascadeops.padded_nms(boxes, scores, levels, self.config.nms_iou, capacity)
-        valid, index = rows_below(count, capacity), index.clamp(min=0)
-        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * valid[..., None]
-        return boxes, torch.where(valid, scores.gather(1, index), -torch.inf), count
+        return cascadeops.box_proposals(
+            logits, deltas, anchors, image_sizes, top_k, capacity, self.config.nms_iou, STDS
+        )
 
     def losses(
         self,

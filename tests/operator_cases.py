@@ -54,6 +54,18 @@ OPERATORS = {
             "iou_threshold": 0.5,
         }
     ),
+    "box_proposals": Operator(
+        lambda: {
+            "logits": [torch.randn(2, 90), torch.randn(2, 20)],
+            "deltas": [torch.randn(2, 90, 4) * 0.3, torch.randn(2, 20, 4) * 0.3],
+            "anchors": [boxes(90), boxes(20)],
+            "image_sizes": torch.tensor([[35, 40], [30, 20]]),
+            "top_k": 30,
+            "max_proposals": 25,
+            "iou_threshold": 0.6,
+            "stds": [1.0, 1.0, 0.5, 0.5],
+        }
+    ),
     "deform_conv2d": Operator(
         lambda: {
             "input": torch.randn(2, 8, 7, 6).contiguous(memory_format=torch.channels_last),

@@ -202,6 +202,16 @@ def test_not_finite_is_an_error(device, place, value):
         batched_nms(boxes.to(device), scores.to(device), torch.zeros(30, dtype=torch.int64, device=device), 0.5)
 
 
+def test_more_boxes_than_others_can_number(device):
+    """mmcv reads a wrong bit above 262,144 boxes; torchvision's index overflows at 370,728, its gather at 393,217."""
+    x, y = torch.arange(200_000) % 500 * 10.0, torch.arange(200_000) // 500 * 10.0
+    boxes = torch.stack([x, y, x + 8, y + 8], 1).repeat(2, 1)
+    scores = torch.randperm(200_000).float().repeat(2)
+    scores[200_000:] -= 0.5  # the second copy of each box is worse
+    kept = nms(boxes.to(device), scores.to(device), 0.5)
+    assert torch.equal(kept.cpu(), scores[:200_000].argsort(descending=True))
+
+
 def test_memory_does_not_grow_with_the_square():
     """torchvision on CUDA and the matrix of IoUs need N^2 / 8 bytes and more: 31 GB here. The process gets 4 GB."""
     program = """

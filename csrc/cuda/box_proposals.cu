@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
       levels, sizes.const_data_ptr<float>(), units, per_image, rows_chosen.mutable_data_ptr<int32_t>(),
       static_cast<Candidate*>(candidates.mutable_data_ptr()));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  launch_greedy_nms(proposals, image_sizes, batch, per_image, iou_threshold, capacity);
+  launch_greedy_nms(proposals, image_sizes, batch, per_image, true, iou_threshold, capacity);
   return {boxes, scores, count};
 }
 

@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multiclass_nms_cuda(const Ten
                               labels.mutable_data_ptr<int64_t>(),
                               index.mutable_data_ptr<int64_t>(),
                               count.mutable_data_ptr<int64_t>()};
-  launch_greedy_nms(source, boxes, batch, rows * classes, iou_threshold, max_detections);
+  launch_greedy_nms(source, boxes, batch, rows * classes, true, iou_threshold, max_detections);
   return {out_boxes, out_scores, labels, index, count};
 }
 

@@ -58,7 +58,7 @@ Tensor kept_rows(const char* op, const Tensor& boxes, const Tensor& scores, cons
   const Rows source{static_cast<const Box*>(dense_boxes.const_data_ptr()), dense_scores.const_data_ptr<float>(),
                     dense_idxs ? dense_idxs->const_data_ptr<int64_t>() : nullptr, index.mutable_data_ptr<int64_t>(),
                     static_cast<Status*>(status.mutable_data_ptr())};
-  launch_greedy_nms(source, boxes, 1, rows, iou_threshold, rows);
+  launch_greedy_nms(source, boxes, 1, rows, idxs != nullptr, iou_threshold, rows);
 
   Status result;
   STD_CUDA_CHECK(cudaMemcpyAsync(&result, source.status, sizeof result, cudaMemcpyDeviceToHost, stream));

@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> padded_nms_cuda(const Tensor& boxes,                 
                     max_output,
                     index.mutable_data_ptr<int64_t>(),
                     count.mutable_data_ptr<int64_t>()};
-  launch_greedy_nms(source, boxes, batch, rows, iou_threshold, max_output);
+  launch_greedy_nms(source, boxes, batch, rows, groups.has_value(), iou_threshold, max_output);
   return {index, count};
 }
 
