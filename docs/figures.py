@@ -204,7 +204,7 @@ def box_proposals() -> Drawing:
     ]
     logits = [torch.tensor([[2.0, 1.5, 1.8, -2.5, 0.6]]), torch.tensor([[-1.0, 1.6, 1.2]])]
     deltas = [
-        torch.tensor([[[0.2, 0.1, 0.1, 0.1], [-0.1, -0.2, 0.1, 0.1], [0.1, 0, 0, 0.2], [0] * 4, [0.3, 0, 0.2, 0.1]]]),
+        torch.tensor([[[0.2, 0.1, 0.1, 0.1], [-0.05, -0.1, 0.2, 0.1], [0.1, 0, 0, 0.2], [0] * 4, [0.3, 0, 0.2, 0.1]]]),
         torch.tensor([[[0.0] * 4, [0.15, 0.05, 0, 0.1], [0.05, -0.05, 0.1, 0]]]),
     ]
     height, width = 9, 12
@@ -223,11 +223,11 @@ def box_proposals() -> Drawing:
         drawing.box(left, 0.8, left + width, 0.8 + height, LIGHT, width=3)
         drawing.text(left + width / 2, 11, words)
         boxes = [box for level in chosen for box in level.tolist()] if column == 0 else everything
-        for box in boxes:
-            side = box[2] - box[0]
-            colour = (BLUE, ORANGE)[side > 4.4]
-            dropped = column == 2 and box not in kept
-            style = {"colour": LIGHT, "stroke_dasharray": "4 4"} if dropped else {"colour": colour, "width": 2.5}
+        for box in sorted(boxes, key=lambda box: box in kept):
+            colour = BLUE if box[2] - box[0] < 4.4 else ORANGE
+            style = {"colour": colour, "width": 2.5}
+            if column == 2 and box not in kept:
+                style = {"colour": LIGHT, "stroke_dasharray": "4 4"}
             drawing.box(left + box[0], 0.8 + box[1], left + box[2], 0.8 + box[3], **style)
     return drawing
 

@@ -119,7 +119,7 @@ def test_many_groups_and_a_large_capacity(device, rows, groups, max_output):
 
 
 def strike_out(boxes, scores, groups, threshold):
-    """The reference's result by another order of work, fast enough for thousands: a kept box strikes out what follows."""
+    """The reference's result by another order of work, fast enough for thousands: each kept box strikes out others."""
     struck, kept = scores == -INFINITY, []
     for row in scores.sort(descending=True, stable=True).indices.tolist():
         if not struck[row]:

@@ -12,15 +12,15 @@
 //    appended. The block stops when max_output are kept.
 //
 // An image is one segment where few are asked for: then the sweep, which goes by score, soon has them. Where many are
-// asked for, the groups are spread over segments by a hash, and blocks work on them at the same time; groups that meet in
-// a segment are told apart by number, so that they share time and nothing else. The kept are then ordered by a second
-// sort, and
+// asked for, the groups are spread over segments by a hash, and blocks work on them at the same time; groups that meet
+// in a segment are told apart by number, so that they share time and nothing else. The kept are then ordered by a
+// second sort, and
 // 3. write_kept hands the first max_output of each image to the Source.
 //
 // Nothing is read back by the host. Scratch for each candidate: 24 bytes and the temporary storage of the sort; with
-// segments 48. The sweep reads a candidate once (20 to 28 bytes) and the kept boxes of its segment, which stay in cache,
-// once per tile. Its floor is the arithmetic of the comparisons, some 20 operations each. A large image of one group is
-// the work of a single block.
+// segments 48. The sweep reads a candidate once (20 to 28 bytes) and the kept boxes of its segment, which stay in
+// cache, once per tile. Its floor is the arithmetic of the comparisons, some 20 operations each. A large image of one
+// group is the work of a single block.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -43,8 +43,8 @@ constexpr int kParts = 4;   // threads per candidate, in different warps: a warp
 constexpr int kSweepThreads = kTile * kParts;
 constexpr int kWords = kTile / 32;
 constexpr int kWordsPerPart = kWords / kParts;
-constexpr int64_t kFewOutputs = 1024;     // up to these one block per image is enough
-constexpr int64_t kSegmentSize = 256;     // candidates of a segment to aim at
+constexpr int64_t kFewOutputs = 1024;  // up to these one block per image is enough
+constexpr int64_t kSegmentSize = 256;  // candidates of a segment to aim at
 constexpr int kMostSegmentBits = 12;
 
 __device__ __forceinline__ uint32_t score_of(uint64_t key) { return static_cast<uint32_t>(key); }
@@ -234,7 +234,8 @@ __global__ void __launch_bounds__(kKeyThreads)
     const bool kept = slot < candidates && score_of(keys[place]) != kNoCandidate;
     source.write(image, slot, kept ? order[place] : -1);
     if (slot == 0) {
-      const int64_t found = first_not_below(keys + place, candidates, static_cast<uint64_t>(image) << 32 | kNoCandidate);
+      const int64_t found =
+          first_not_below(keys + place, candidates, static_cast<uint64_t>(image) << 32 | kNoCandidate);
       source.write_count(image, min(found, int64_t{max_output}));
     }
   }
@@ -254,8 +255,8 @@ inline int bits_of(int64_t count) {
   return bits;
 }
 
-// Enqueues all steps on the stream of `like`; its device is the current one. grouped: whether the candidates of an image
-// may be of several groups.
+// Enqueues all steps on the stream of `like`; its device is the current one. grouped: whether the candidates of an
+// image may be of several groups.
 template <typename Source>
 void launch_greedy_nms(const Source& source, const torch::stable::Tensor& like, int64_t images, int64_t candidates,
                        bool grouped, double iou_threshold, int64_t max_output) {
