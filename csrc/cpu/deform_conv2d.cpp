@@ -44,18 +44,23 @@ std::vector<WeightPanel<real>> lay_out_panels(const DeformGeometry& g, int64_t& 
 }
 
 template <typename scalar_t, typename real>
-void pack_panel(const DeformGeometry& g, const Tensor& weight, int64_t first_output, const WeightPanel<real>& panel) {
-  const scalar_t* data = weight.const_data_ptr<scalar_t>();
-  std::fill_n(panel.data, g.taps() * panel.channels * kPanel<real>, real(0));
-  for (int64_t lane = 0; lane < std::min(kPanel<real>, g.out_channels - first_output); ++lane) {
-    const int64_t output = first_output + lane;
-    const int64_t skip = output / g.group_outputs() * g.group_channels() - panel.first_channel;
-    for (int64_t c = 0; c < g.group_channels(); ++c) {
-      const scalar_t* kernel = data + output * weight.stride(0) + c * weight.stride(1);
-      real* to = panel.data + (skip + c) * kPanel<real> + lane;
-      for (int64_t y = 0; y < g.kernel_height; ++y)
-        for (int64_t x = 0; x < g.kernel_width; ++x, to += panel.channels * kPanel<real>)
-          *to = static_cast<real>(kernel[y * weight.stride(2) + x * weight.stride(3)]);
+void pack_panel(const DeformGeometry& g, const WeightView<const scalar_t>& weight, int64_t first_output,
+                const WeightPanel<real>& panel) {
+  // Some channels at a time: an output's weights are then read in a row, and written to lines that stay in cache.
+  constexpr int64_t block = 16;
+  const int64_t lanes = std::min(kPanel<real>, g.out_channels - first_output);
+  const int64_t tap_size = panel.channels * kPanel<real>;
+  if (panel.channels > g.group_channels() || lanes < kPanel<real>)
+    std::fill_n(panel.data, g.taps() * tap_size, real(0));
+  for (int64_t first = 0; first < panel.channels; first += block) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t output = first_output + lane, group = output / g.group_outputs();
+      const int64_t skip = group * g.group_channels() - panel.first_channel;  // the group's first channel in the panel
+      const int64_t last = std::min({first + block, skip + g.group_channels(), panel.channels});
+      for (int64_t c = std::max(first, skip); c < last; ++c)
+        weight.for_each_tap(g, output, c - skip, [&](int64_t tap, scalar_t value) {
+          panel.data[tap * tap_size + c * kPanel<real> + lane] = static_cast<real>(value);
+        });
     }
   }
 }
@@ -168,20 +173,23 @@ Tensor deform_conv2d_cpu(Tensor input, Tensor offset, std::optional<Tensor> mask
       panel.data = next;
       next += g.taps() * panel.channels * kPanel<real>;
     }
+    const auto kernels = weight_view(weight.const_data_ptr<scalar_t>(), weight);
     torch::stable::parallel_for(0, static_cast<int64_t>(conv.panels.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pack_panel<scalar_t>(g, weight, i * kPanel<real>, conv.panels[i]);
+      for (int64_t i = begin; i < end; ++i) pack_panel(g, kernels, i * kPanel<real>, conv.panels[i]);
     });
 
-    // Half blocks where there are few: the threads then finish more evenly.
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t rows = count_blocks(g, kTileRows) < 16 * threads ? kTileRows / 2 : kTileRows;
-    torch::stable::parallel_for(0, count_blocks(g, rows), 1, [&](int64_t begin, int64_t end) {
+    // Threads share the pixels evenly, up to a register block; each cuts its own into blocks.
+    const int64_t strips = (g.pixels() + kStripRows - 1) / kStripRows;  // of an image
+    torch::stable::parallel_for(0, g.images * strips, 1, [&](int64_t begin, int64_t end) {
       std::vector<BlockSamples<real>> samples(g.offset_groups * g.taps());
       LineBuffer<real> tile = make_tile<real>(), sums(kTileRows * conv.out_stride());
-      for (int64_t i = begin; i < end; ++i) {
-        const PixelBlock block = pixel_block(g, rows, i);
+      while (begin < end) {
+        const int64_t last = std::min({begin + kTileRows / kStripRows, end, (begin / strips + 1) * strips});
+        const int64_t first_row = begin % strips * kStripRows, rows = (last - begin) * kStripRows;
+        const PixelBlock block{begin / strips, first_row, std::min(rows, g.pixels() - first_row)};
         convolve(conv, block, samples, tile.data(), sums.data());
         write_block<scalar_t>(g, block, sums.data(), conv.out_stride(), out);
+        begin = last;
       }
     });
   });

@@ -69,6 +69,26 @@ void load_tile(const double* rows, int64_t stride, int64_t count, int64_t column
 void load_tile(const torch::headeronly::Half* rows, int64_t stride, int64_t count, int64_t columns, float* tile);
 void load_tile(const torch::headeronly::BFloat16* rows, int64_t stride, int64_t count, int64_t columns, float* tile);
 
+// A weight [out_channels, C / groups, kernel_height, kernel_width]. Asking a tensor for a stride costs a call.
+template <typename scalar_t>
+struct WeightView {
+  scalar_t* data;
+  int64_t output, channel, row, column;  // strides, in elements
+
+  // Calls visit(tap, element) for one output and one channel of its group.
+  template <typename Visit>
+  void for_each_tap(const DeformGeometry& g, int64_t o, int64_t c, const Visit& visit) const {
+    scalar_t* kernel = data + o * output + c * channel;
+    for (int64_t y = 0, tap = 0; y < g.kernel_height; ++y)
+      for (int64_t x = 0; x < g.kernel_width; ++x, ++tap) visit(tap, kernel[y * row + x * column]);
+  }
+};
+
+template <typename scalar_t>
+WeightView<scalar_t> weight_view(scalar_t* data, const torch::stable::Tensor& weight) {
+  return {data, weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+}
+
 // Numbers in memory that begins on a cache line; zero at first.
 template <typename real>
 class LineBuffer {

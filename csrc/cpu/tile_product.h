@@ -9,6 +9,7 @@ namespace cascadeops {
 // constant stride lets the product address every row from one register; it is no power of two, so that the rows fall
 // on different sets of the cache. Writers may spill one vector beyond the columns.
 constexpr int64_t kTileRows = 84;      // a multiple of the rows of every register block: 14 (AVX-512), 6 (AVX), 3
+constexpr int64_t kStripRows = 14;     // rows that cost no more than one
 constexpr int64_t kTileColumns = 576;  // 64 channels of a 3 x 3 kernel
 constexpr int64_t kTileStride = kTileColumns + 16;
 
