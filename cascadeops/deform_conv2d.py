@@ -1,6 +1,7 @@
 """Deformable convolution, versions 1 and 2: the function, the module, and the gradients."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,11 @@ def deform_conv2d(
     Under autocast everything is computed in the input's dtype, which is that of the layer before: float16 or bfloat16
     inside of a network. Offsets and mask in float32 stay so.
 
-    The results do not depend on the number of threads. On CUDA the gradient of ``input`` is added up atomically, so
-    that its last bits vary from run to run; under ``torch.use_deterministic_algorithms(True)`` they do not.
+    The results do not depend on the number of threads. On CUDA, half types go through tensor cores, so that samples are
+    rounded to the input's dtype before they are multiplied; and the gradient of ``input`` is added up atomically, so
+    that its last bits vary from run to run. Under ``torch.use_deterministic_algorithms(True)`` it is added up in 64-bit
+    fixed point instead, which has one result (NaN everywhere, if a gradient or a weight is not finite); float64 has no
+    such way on CUDA and raises.
 
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.1; Zhu et al., "Deformable ConvNets
     v2", CVPR 2019, section 3.2. Results are those of torchvision 0.26.
@@ -186,6 +190,9 @@ def _backward(ctx, grad):
     needs_input, needs_offset, needs_mask, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     if needs_input or needs_offset or needs_mask:
         deterministic = torch.are_deterministic_algorithms_enabled()
+        if deterministic and input.is_cuda and input.dtype == torch.float64:
+            _alert_not_deterministic()
+            deterministic = False
         grads = torch.ops.cascadeops.deform_conv2d_backward_data(*operands, deterministic)
         grad_input, grad_offset, grad_mask = grads[0], grads[1], grads[2] if mask is not None else None
     if needs_weight:
@@ -193,6 +200,16 @@ def _backward(ctx, grad):
     if needs_bias:
         grad_bias = grad.sum((0, 2, 3))
     return grad_input, grad_offset, grad_mask, grad_weight, grad_bias, None, None, None
+
+
+def _alert_not_deterministic():
+    message = (
+        "deform_conv2d: on CUDA the gradient of a float64 input is added up in an order that changes from run to run. "
+        "torch.use_deterministic_algorithms(True) asks for a fixed one: turn it off, or pass warn_only=True."
+    )
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 torch.library.register_autograd("cascadeops::deform_conv2d", _backward, setup_context=_save_for_backward)

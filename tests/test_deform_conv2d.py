@@ -1,11 +1,8 @@
 """deform_conv2d against its reference, torchvision, and answers that can be checked on paper."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from tolerances import assert_close_to_reference
+from tolerances import HALF_ROUNDINGS, assert_close_to_reference
 from torch.nn.functional import conv2d
 
 import cascadeops
@@ -44,6 +41,14 @@ def doubles(arguments):
     return [value.detach().double() if isinstance(value, torch.Tensor) else value for value in arguments]
 
 
+def assert_close(result, exact):
+    """As assert_close_to_reference, except that tensor cores cost half types a second rounding, that of the samples."""
+    if not (result.is_cuda and result.dtype in (torch.float16, torch.bfloat16)):
+        return assert_close_to_reference(result, exact)
+    rounding = (exact.to(result.dtype).double() - exact).abs().max()
+    assert result.isfinite().all() and (result.double() - exact).abs().max() <= 2 * HALF_ROUNDINGS * rounding
+
+
 def with_gradients(function, arguments, grad):
     """The result and the gradients of all tensors among the arguments."""
     leaves = [value.detach().requires_grad_() if isinstance(value, torch.Tensor) else value for value in arguments]
@@ -61,7 +66,7 @@ def test_values_and_gradients_equal_the_reference(device, name, dtype, layout):
     results = with_gradients(cascadeops.deform_conv2d, arguments, grad)
     for result, exact in zip(results, with_gradients(reference, doubles(arguments), grad), strict=True):
         assert result.dtype == dtype
-        assert_close_to_reference(result, exact)
+        assert_close(result, exact)
     assert results[0].is_contiguous(memory_format=layout)
     assert results[1].stride() == arguments[0].stride()
 
@@ -74,7 +79,7 @@ def test_offsets_and_mask_in_float32_beside_half_types(device, dtype):
     results = with_gradients(cascadeops.deform_conv2d, arguments, grad)
     assert [result.dtype for result in results[1:]] == [dtype, torch.float32, dtype, dtype, torch.float32]
     for result, exact in zip(results, with_gradients(reference, doubles(arguments), grad), strict=True):
-        assert_close_to_reference(result, exact)
+        assert_close(result, exact)
 
 
 @pytest.mark.parametrize("name", ["plain", "odd sizes, every option"])
@@ -134,7 +139,7 @@ def test_samples_that_are_nowhere_count_as_zero(device, value, dtype):
         assert torch.equal(result, wanted)
         assert torch.isfinite(result).all()
     assert not results[2][:, 3].any()
-    assert_close_to_reference(results[0], reference(*doubles(arguments)))
+    assert_close(results[0], reference(*doubles(arguments)))
 
 
 def test_cells_that_are_not_finite_spoil_only_what_reads_them(device):
@@ -217,6 +222,21 @@ def test_deterministic_when_asked(device, repeats):
     for _ in range(repeats):
         again = with_gradients(cascadeops.deform_conv2d, arguments, grad)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scale", [1e-20, 1, 1e20])
+def test_fixed_point_holds_small_and_large_gradients(scale):
+    arguments = problem("several blocks of pixels", "cuda", torch.float32)
+    grad = scale * torch.randn_like(reference(*arguments))
+    expected = with_gradients(reference, doubles(arguments), grad)
+    torch.use_deterministic_algorithms(True)
+    for result, exact in zip(with_gradients(cascadeops.deform_conv2d, arguments, grad), expected, strict=True):
+        assert_close(result, exact)
+    grad[1, 2, 3, 4] = torch.inf
+    assert with_gradients(cascadeops.deform_conv2d, arguments, grad)[1].isnan().all()
+    with pytest.raises(RuntimeError, match="deform_conv2d: on CUDA the gradient of a float64 input"):
+        with_gradients(cascadeops.deform_conv2d, doubles(arguments), grad)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -323,97 +343,3 @@ def test_module_describes_itself_and_checks_its_groups():
     assert list(module.state_dict()) == ["weight"] and module.weight.shape == (6, 2, 3, 3)
     with pytest.raises(ValueError, match="in_channels must be divisible by groups, got 5 and 2"):
         cascadeops.DeformConv2d(5, 6, 3, groups=2)
-
-
-def call(**changes):
-    arguments = {
-        "input": torch.zeros(2, 4, 8, 9),
-        "offset": torch.zeros(2, 36, 6, 7),
-        "weight": torch.zeros(6, 2, 3, 3),
-        "bias": torch.zeros(6),
-        "mask": torch.ones(2, 18, 6, 7),
-    }
-    return cascadeops.deform_conv2d(**(arguments | changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"input": torch.zeros(4, 8, 9)}, r"input must have shape \[N, C, H, W\], got \[4, 8, 9\]"),
-        ({"input": torch.zeros(2, 5, 8, 9)}, r"input must have a positive multiple of 2 channels.*got 5"),
-        ({"input": torch.zeros(2, 0, 8, 9)}, r"input must have a positive multiple of 2 channels.*got 0"),
-        ({"input": torch.zeros(2, 4, 8, 9).int()}, "input must have dtype float32, float64, .* got Int"),
-        ({"input": torch.zeros(2, 4, 0, 0)}, r"the kernel must fit .* would have shape \[0, 0\]"),
-        ({"weight": torch.zeros(6, 3, 3)}, r"weight must have shape \[out_channels, .* got \[6, 3, 3\]"),
-        ({"weight": torch.zeros(0, 2, 3, 3)}, r"weight must not be empty, got shape \[0, 2, 3, 3\]"),
-        ({"weight": torch.zeros(6, 2, 3, 0)}, r"weight must not be empty, got shape \[6, 2, 3, 0\]"),
-        ({"weight": torch.zeros(5, 2, 3, 3)}, r"weight must have a multiple of 2 \(groups\) output channels, got 5"),
-        ({"weight": torch.zeros(6, 2, 9, 3)}, r"the kernel must fit .* would have shape \[0, 7\]"),
-        ({"weight": torch.zeros(6, 2, 3, 3).half()}, "weight must have dtype Float, got Half"),
-        ({"offset": torch.zeros(2, 35, 6, 7)}, r"offset must have shape .* = \[2, offset_groups \* 18, 6, 7\], got"),
-        ({"offset": torch.zeros(2, 0, 6, 7)}, r"offset must have shape .* got \[2, 0, 6, 7\]"),
-        ({"offset": torch.zeros(2, 36, 8, 9)}, r"offset must have shape .* got \[2, 36, 8, 9\]"),
-        ({"offset": torch.zeros(1, 36, 6, 7)}, r"offset must have shape .* got \[1, 36, 6, 7\]"),
-        ({"offset": torch.zeros(2, 54, 6, 7)}, r"offset must have a number of groups that divides 4 .* got 3"),
-        ({"offset": torch.zeros(2, 36, 6, 7).half()}, "offset must have the dtype of input, Float, or Float, got Half"),
-        ({"offset": torch.zeros(2, 36, 6, 7, device="meta")}, "offset must be on the device of input"),
-        ({"mask": torch.ones(2, 9, 6, 7)}, "mask must have the groups of offset, 2, so 18 channels, got 9"),
-        ({"mask": torch.ones(2, 18, 6, 8)}, r"mask must have shape .* got \[2, 18, 6, 8\]"),
-        ({"bias": torch.zeros(5)}, r"bias must have shape \[out_channels\] = \[6\], got \[5\]"),
-        ({"bias": torch.zeros(6).double()}, "bias must have dtype Float, got Double"),
-        ({"stride": 0}, r"stride must be in \[1, 2\*\*31\), got 0"),
-        ({"stride": (1, -1)}, r"stride must be in \[1, 2\*\*31\), got -1"),
-        ({"stride": (1, 2, 3)}, "stride must be one number or two, got 3"),
-        ({"padding": -1}, r"padding must be in \[0, 2\*\*31\), got -1"),
-        ({"padding": 2**62}, r"padding must be in \[0, 2\*\*31\)"),
-        ({"dilation": 0}, r"dilation must be in \[1, 2\*\*31\), got 0"),
-        ({"dilation": 2**31 - 1}, r"the kernel must fit .* would have shape \[0, 0\]"),
-    ],
-)
-def test_errors_say_what_is_wrong(changes, message):
-    with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
-        call(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stride": 0}, r"stride must be in \[1, 2\*\*31\), got 0"),
-        ({"weight": torch.zeros(6, 2, 9, 3)}, "the kernel must fit"),
-        ({"offset": torch.zeros(2, 36, 8, 9)}, r"offset must have shape"),
-        ({"weight": torch.zeros(6, 0, 3, 3)}, r"weight must have shape"),
-    ],
-)
-def test_errors_on_the_meta_device(changes, message):
-    meta = {"input": torch.zeros(2, 4, 8, 9), "offset": torch.zeros(2, 36, 6, 7), "weight": torch.zeros(6, 2, 3, 3)}
-    meta = {name: v.to("meta") if isinstance(v, torch.Tensor) else v for name, v in (meta | changes).items()}
-    with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
-        cascadeops.deform_conv2d(**meta)
-
-
-def test_error_of_a_gradient_of_another_shape():
-    tensors = (torch.zeros(2, 4, 8, 9), torch.zeros(2, 36, 6, 7), None, torch.zeros(6, 2, 3, 3))
-    for name, extra in (("data", [False]), ("weight", [])):
-        function = getattr(torch.ops.cascadeops, f"deform_conv2d_backward_{name}")
-        with pytest.raises(RuntimeError, match=r"grad must have shape \[2, 6, 6, 7\], got \[2, 6, 6, 6\]"):
-            function(torch.zeros(2, 6, 6, 6), *tensors, [1, 1], [0, 0], [1, 1], *extra)
-
-
-def test_what_kills_torchvision_does_not_kill_us():
-    # RELIABILITY of peers: NaN offsets forward and backward, stride 0, and no mask; in a process of its own.
-    script = """
-import torch, cascadeops
-x = torch.randn(2, 3, 32, 32, requires_grad=True)
-weight = torch.randn(4, 3, 3, 3, requires_grad=True)
-offset = torch.full((2, 18, 32, 32), torch.nan, requires_grad=True)
-out = cascadeops.deform_conv2d(x, offset, weight, padding=1)
-out.sum().backward()
-assert not out.any() and not x.grad.any() and not offset.grad.any() and not weight.grad.any()
-try:
-    cascadeops.deform_conv2d(x, offset, weight, padding=1, stride=0)
-except RuntimeError as error:
-    assert "stride" in str(error)
-print("alive")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "alive\n", done.stderr

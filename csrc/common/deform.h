@@ -28,6 +28,13 @@ struct DeformGeometry {
   CASCADEOPS_HD int64_t offset_channels() const { return channels / offset_groups; }
 };
 
+// Displacements and modulation of all samples.
+template <typename real>
+struct Displacements {
+  const real* offset;  // [N, offset_groups, taps, 2 (y, x), out_height, out_width]
+  const real* mask;    // [N, offset_groups, taps, out_height, out_width], or null: all 1
+};
+
 // A position along one axis: the cell before it, and how far beyond that cell it lies.
 template <typename real>
 struct DeformAxis {

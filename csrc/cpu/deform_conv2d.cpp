@@ -12,13 +12,13 @@
 
 #include "checks_deform_conv2d.h"
 #include "cpu/deform_tile.h"
+#include "deform_operands.h"
 #include "dispatch.h"
 #include "layout.h"
 
 namespace cascadeops {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // The weights of some consecutive outputs, one vector of them: data[tap][channel - first_channel][output]. Where groups
@@ -149,7 +149,7 @@ Tensor deform_conv2d_cpu(Tensor input, Tensor offset, std::optional<Tensor> mask
   const auto dtype = input.scalar_type();
   Tensor out = empty_map(input, {g.images, g.out_channels, g.out_height, g.out_width}, dtype, memory_format_of(input));
   if (out.numel() == 0) return out;
-  const auto sum_dtype = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto sum_dtype = sum_dtype_of(dtype);
   input = channels_last(input);
   offset = as_planes(offset, sum_dtype);
   if (mask) mask = as_planes(*mask, sum_dtype);

@@ -20,13 +20,13 @@
 #include "checks_deform_conv2d.h"
 #include "cpu/deform_tile.h"
 #include "cpu/simd.h"
+#include "deform_operands.h"
 #include "dispatch.h"
 #include "layout.h"
 
 namespace cascadeops {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Channels of one offset group, and the outputs of all weight groups that they belong to.
@@ -41,7 +41,7 @@ struct Slice {
   }
 };
 
-// Narrow slices are more tasks, wide ones are faster. At most 16 parts' sums of few numbers are kept for each sample.
+// Narrow slices are more tasks; wide ones are faster, and leave fewer sums to keep for each sample.
 int64_t slice_width(const DeformGeometry& g) { return g.offset_channels() < 512 ? 32 : 64; }
 
 std::vector<Slice> cut_slices(const DeformGeometry& g) {
@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data_cpu(Tensor grad, 
                                                                    std::vector<int64_t> dilation, bool) {
   const DeformGeometry g = check_deform_conv2d_backward(grad, input, offset, mask, weight, stride, padding, dilation);
   const auto dtype = input.scalar_type(), offset_dtype = offset.scalar_type();
-  const auto sum_dtype = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto sum_dtype = sum_dtype_of(dtype);
   const auto format = memory_format_of(input);
   const int64_t samples = g.taps() * g.pixels();  // of one image and offset group
   Tensor grad_input = empty_map(input, {g.images, g.channels, g.height, g.width}, sum_dtype,
@@ -322,7 +322,7 @@ Tensor deform_conv2d_backward_weight_cpu(Tensor grad, Tensor input, Tensor offse
                                          std::vector<int64_t> dilation) {
   const DeformGeometry g = check_deform_conv2d_backward(grad, input, offset, mask, weight, stride, padding, dilation);
   const auto dtype = input.scalar_type();
-  const auto sum_dtype = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const auto sum_dtype = sum_dtype_of(dtype);
   Tensor grad_weight =
       torch::stable::new_empty(weight, {g.out_channels, g.group_channels(), g.kernel_height, g.kernel_width}, dtype);
   grad = channels_last(grad);

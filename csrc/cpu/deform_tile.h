@@ -4,7 +4,7 @@
 // Images are read channels last, so that the channels of a cell are vectors.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -37,13 +37,6 @@ template <typename real>
 struct BlockSamples {
   DeformSample<real> sample[kTileRows];
   real mask[kTileRows];
-};
-
-// Displacements and modulation of all samples.
-template <typename real>
-struct Displacements {
-  const real* offset;  // [N, offset_groups, taps, 2 (y, x), out_height, out_width]
-  const real* mask;    // [N, offset_groups, taps, out_height, out_width], or null: all 1
 };
 
 void locate(const DeformGeometry& g, const Displacements<float>& displacements, const PixelBlock& block,
@@ -106,15 +99,6 @@ class LineBuffer {
 template <typename real>
 LineBuffer<real> make_tile() {
   return LineBuffer<real>(kTileRows * kTileStride);
-}
-
-inline torch::stable::Tensor channels_last(const torch::stable::Tensor& map) {
-  return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-// Offsets or mask as the kernels read them; copied only if they come in another dtype or layout.
-inline torch::stable::Tensor as_planes(const torch::stable::Tensor& map, torch::headeronly::ScalarType dtype) {
-  return torch::stable::contiguous(torch::stable::to(map, dtype));
 }
 
 }  // namespace cascadeops
