@@ -51,8 +51,8 @@ def deform_conv2d(
     The results do not depend on the number of threads. On CUDA, half types go through tensor cores, so that samples are
     rounded to the input's dtype before they are multiplied; and the gradient of ``input`` is added up atomically, so
     that its last bits vary from run to run. Under ``torch.use_deterministic_algorithms(True)`` it is added up in 64-bit
-    fixed point instead, which has one result (NaN everywhere, if a gradient or a weight is not finite); float64 has no
-    such way on CUDA and raises.
+    fixed point instead, which has one result (NaN everywhere, if a gradient, weight or mask is not finite, or so large
+    that float32 might not hold the sums); float64 has no such way on CUDA and raises.
 
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.1; Zhu et al., "Deformable ConvNets
     v2", CVPR 2019, section 3.2. Results are those of torchvision 0.26.

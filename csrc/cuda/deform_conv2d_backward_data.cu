@@ -185,13 +185,13 @@ __global__ void __launch_bounds__(kProductThreads)
   for (int64_t i = thread; i < masks; i += step) raise_bound(&bounds->mask, mask ? mask[i] : 1.0f);
 }
 
-// Fixed point -> scalar_t; all NaN where no bound exists, because a gradient or weight is not finite.
+// Fixed point -> scalar_t; all NaN where float32 might not hold a sum, or a gradient, weight or mask is not finite.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kProductThreads)
     round_sums_kernel(const long long* __restrict__ sums, int64_t count, const Bounds* bounds, double samples,
                       scalar_t* __restrict__ out) {
   const double unit = ldexp(1.0, -fixed_point_exponent(*bounds, samples));
-  const bool bounded = isfinite(fixed_point_bound(*bounds, samples));
+  const bool bounded = isfinite(static_cast<float>(fixed_point_bound(*bounds, samples)));
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step)
     out[i] = static_cast<scalar_t>(bounded ? static_cast<float>(static_cast<double>(sums[i]) * unit) : nanf(""));
