@@ -46,7 +46,15 @@ def match_boxes(device, bad):
     return cascadeops.match_boxes(boxes_with(device, bad)[None], valid, good, valid, 0.5, 0.4)
 
 
-CALLS = [paste_masks, paste_packed_masks, mask_targets, polygon_mask_targets, match_boxes]
+def padded_nms(device, bad):
+    return cascadeops.padded_nms(boxes_with(device, bad)[None], torch.ones(1, 3, device=device), None, 0.5, 3)
+
+
+def multiclass_nms(device, bad):
+    return cascadeops.multiclass_nms(boxes_with(device, bad)[None], torch.ones(1, 3, 2, device=device), 0.1, 0.5, 3)
+
+
+CALLS = [paste_masks, paste_packed_masks, mask_targets, polygon_mask_targets, match_boxes, padded_nms, multiclass_nms]
 
 
 def name_of(call) -> str:
@@ -71,6 +79,18 @@ def test_fault_is_raised_once(device, call, bad):
 def test_good_data_notes_nothing(device, call):
     call(device, 0.5)
     raise_device_faults(device)
+
+
+def test_fault_of_a_logit(device):
+    level = torch.zeros(1, 5, device=device).index_fill(1, torch.tensor([4], device=device), NAN)
+    deltas, anchors = torch.zeros(1, 5, 4, device=device), torch.tensor([SQUARE[0]] * 5, device=device)
+
+    def propose():
+        cascadeops.box_proposals([level], [deltas], [anchors], torch.tensor([[16.0, 16.0]], device=device), 3, 3, 0.5)
+        raise_device_faults(device)
+
+    with pytest.raises(RuntimeError, match=r"^box_proposals: logits must not be NaN; see "):
+        propose()
 
 
 def test_fault_reaches_the_operator_that_waits_next(device):

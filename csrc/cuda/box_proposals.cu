@@ -7,8 +7,9 @@
 // 2. greedy NMS of cuda/greedy_nms.cuh: all images at once, the level as group, ordered by logits; equal ones by level,
 //    then by row.
 //
-// Bytes: the logits five times, once from memory and then from L2 (268,569 anchors: 1.1 MB, 0.4 us of an H100's memory;
-// one block of level 0 takes 0.8 MB five times from L2), 36 for each chosen anchor. A NaN logit is no candidate.
+// Bytes: the logits six times, once from memory and then from L2 (268,569 anchors: 1.1 MB, 0.4 us of an H100's memory;
+// one block of level 0 takes 0.8 MB six times from L2), 36 for each chosen anchor. A NaN logit is no
+// candidate, and noted as a fault.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,6 +21,7 @@
 #include "checks_box_proposals.h"
 #include "common/box_coder.h"
 #include "common/score_key.h"
+#include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
 
 namespace cascadeops {
@@ -146,7 +148,7 @@ __device__ __forceinline__ void write_chosen(const float* __restrict__ logits, i
 
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(Levels levels, const float* __restrict__ image_sizes, Deltas stds, int64_t per_image,
-                  int32_t* __restrict__ rows_chosen, Candidate* __restrict__ candidates) {
+                  int32_t* __restrict__ rows_chosen, Candidate* __restrict__ candidates, uint64_t* fault) {
   __shared__ SelectState state;
   const int64_t image = blockIdx.x / levels.count;
   const auto number = static_cast<int32_t>(blockIdx.x % levels.count);
@@ -154,6 +156,8 @@ __global__ void __launch_bounds__(kSelectThreads)
   const float* logits = level.logits + image * level.rows;
   int32_t* chosen = rows_chosen + image * per_image + level.begin;
   const bool whole = level.chosen == level.rows;
+  for (int64_t row = threadIdx.x; row < level.rows; row += kSelectThreads)
+    if (isnan(logits[row])) note_fault(fault, Fault::kBoxProposals, image * level.rows + row);
   if (!whole) {
     find_threshold(logits, level.rows, level.chosen, state);
     write_chosen(logits, level.rows, state, chosen);
@@ -237,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
   check(batch <= kMaxCandidates / levels.count, "box_proposals: image_sizes must hold fewer than 2**28 images");
   select_kernel<<<static_cast<unsigned>(batch * levels.count), kSelectThreads, 0, current_stream(image_sizes)>>>(
       levels, sizes.const_data_ptr<float>(), units, per_image, rows_chosen.mutable_data_ptr<int32_t>(),
-      static_cast<Candidate*>(candidates.mutable_data_ptr()));
+      static_cast<Candidate*>(candidates.mutable_data_ptr()), fault_word(image_sizes));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   launch_greedy_nms(proposals, image_sizes, batch, per_image, true, iou_threshold, capacity);
   return {boxes, scores, count};

@@ -32,10 +32,16 @@ const char* rule_of(Fault fault) {
   switch (fault) {
     case Fault::kNone:
       break;
+    case Fault::kBoxProposals:
+      return "box_proposals: logits must not be NaN";
     case Fault::kMaskTargets:
       return "mask_targets: index must be in [-1, G), its window must lie in bitmaps, and boxes must be finite";
     case Fault::kMatchBoxes:
       return "match_boxes: boxes and gt_boxes must be finite in valid rows";
+    case Fault::kMulticlassNms:
+      return "multiclass_nms: boxes must be finite and scores not NaN";
+    case Fault::kPaddedNms:
+      return "padded_nms: boxes must be finite and scores not NaN";
     case Fault::kPasteMasks:
       return "paste_masks: boxes must be finite";
     case Fault::kPasteMasksRle:

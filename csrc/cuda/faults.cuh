@@ -16,8 +16,11 @@ namespace cascadeops {
 
 enum class Fault : uint8_t {
   kNone,
+  kBoxProposals,
   kMaskTargets,
   kMatchBoxes,
+  kMulticlassNms,
+  kPaddedNms,
   kPasteMasks,
   kPasteMasksRle,
   kPolygonMaskTargets,

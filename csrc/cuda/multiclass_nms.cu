@@ -1,5 +1,5 @@
 // multiclass_nms on CUDA: (row, class) pairs are the candidates of cuda/greedy_nms.cuh, numbered row * C + class. A
-// pair with a NaN score or a box that is not finite is skipped, since a kernel cannot raise.
+// pair with a NaN score is skipped, and one above the threshold whose box is not finite; both are noted as faults.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
 
 namespace cascadeops {
@@ -29,9 +30,13 @@ struct RowsAndClasses {
   int64_t* labels;    // [B, D]
   int64_t* index;     // [B, D]
   int64_t* count;     // [B]
+  uint64_t* fault;
 
   __device__ bool valid(int64_t image, int32_t i) const {
-    return score(image, i) > score_threshold && is_finite(box(image, i));
+    if (score(image, i) <= score_threshold) return false;
+    const bool right = !isnan(score(image, i)) && is_finite(box(image, i));
+    if (!right) note_fault(fault, Fault::kMulticlassNms, image * rows + i / classes);
+    return right;
   }
   __device__ float score(int64_t image, int32_t i) const { return scores[image * rows * classes + i]; }
   __device__ Box box(int64_t image, int32_t i) const {
@@ -72,7 +77,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> multiclass_nms_cuda(const Ten
                               out_scores.mutable_data_ptr<float>(),
                               labels.mutable_data_ptr<int64_t>(),
                               index.mutable_data_ptr<int64_t>(),
-                              count.mutable_data_ptr<int64_t>()};
+                              count.mutable_data_ptr<int64_t>(),
+                              fault_word(boxes)};
   launch_greedy_nms(source, boxes, batch, rows * classes, true, iou_threshold, max_detections);
   return {out_boxes, out_scores, labels, index, count};
 }

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "checks_nms.h"
+#include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
 
 namespace cascadeops {
@@ -63,6 +64,7 @@ Tensor kept_rows(const char* op, const Tensor& boxes, const Tensor& scores, cons
   Status result;
   STD_CUDA_CHECK(cudaMemcpyAsync(&result, source.status, sizeof result, cudaMemcpyDeviceToHost, stream));
   STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  raise_device_fault(boxes);
   check_nms_values(op, result.bad_row == kNone ? -1 : static_cast<int64_t>(result.bad_row));
   Tensor kept = torch::stable::new_empty(boxes, {result.count}, ScalarType::Long);
   STD_CUDA_CHECK(cudaMemcpyAsync(kept.mutable_data_ptr(), source.index, result.count * sizeof(int64_t),

@@ -1,5 +1,5 @@
 // padded_nms on CUDA: rows are the candidates of cuda/greedy_nms.cuh. A row with a NaN score or a box that is not
-// finite is skipped like padding, since a kernel cannot raise.
+// finite is skipped like padding, and noted as a fault.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
 
 namespace cascadeops {
@@ -25,9 +26,13 @@ struct Rows {
   int64_t max_output;
   int64_t* index;  // [B, max_output]
   int64_t* count;  // [B]
+  uint64_t* fault;
 
   __device__ bool valid(int64_t image, int32_t i) const {
-    return score(image, i) > -INFINITY && is_finite(box(image, i));
+    if (score(image, i) == -INFINITY) return false;
+    const bool right = !isnan(score(image, i)) && is_finite(box(image, i));
+    if (!right) note_fault(fault, Fault::kPaddedNms, image * rows + i);
+    return right;
   }
   __device__ float score(int64_t image, int32_t i) const { return scores[image * rows + i]; }
   __device__ Box box(int64_t image, int32_t i) const { return boxes[image * rows + i]; }
@@ -54,7 +59,8 @@ std::tuple<Tensor, Tensor> padded_nms_cuda(const Tensor& boxes,                 
                     rows,
                     max_output,
                     index.mutable_data_ptr<int64_t>(),
-                    count.mutable_data_ptr<int64_t>()};
+                    count.mutable_data_ptr<int64_t>(),
+                    fault_word(boxes)};
   launch_greedy_nms(source, boxes, batch, rows, groups.has_value(), iou_threshold, max_output);
   return {index, count};
 }
