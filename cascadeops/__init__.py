@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DeformConv2d",
+    "MultiScaleRoIAlign",
+    "RoIAlign",
     "SelfCalibratedConv2d",
     "batched_nms",
     "box_proposals",
@@ -26,6 +28,7 @@ __all__ = [
     "polygon_mask_targets",
     "preprocess",
     "raise_device_faults",
+    "roi_align",
     "self_calibrated_conv2d",
     "self_calibrated_gate",
 ]
@@ -46,6 +49,7 @@ if _binary.cpu.path is not None:
     from cascadeops.paste_masks_rle import paste_masks_rle
     from cascadeops.polygon_mask_targets import polygon_mask_targets
     from cascadeops.preprocess import preprocess
+    from cascadeops.roi_align import MultiScaleRoIAlign, RoIAlign, roi_align
     from cascadeops.self_calibrated_conv2d import SelfCalibratedConv2d, self_calibrated_conv2d
     from cascadeops.self_calibrated_gate import self_calibrated_gate
 else:  # importing never fails: each operator says what is wrong when it is called

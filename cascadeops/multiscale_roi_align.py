@@ -1,6 +1,5 @@
-"""RoIAlign over a feature pyramid in one operator: level choice, sampling, and the gradient."""
+"""RoIAlign over a feature pyramid in one operator: level choice, sampling, addition of context, and the gradient."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -18,18 +17,27 @@ def multiscale_roi_align(
     aligned: bool = True,
     finest_size: float = 56.0,
     level_rule: str = "mmdet",
+    *,
+    extra: Tensor | None = None,  # [N, C, H_e, W_e]
+    extra_stride: float = 1.0,
+    extra_subdivision: int = 1,
+    image_vector: Tensor | None = None,  # [N, C] or [N, C, 1, 1]
+    count: Tensor | None = None,  # [] or [1] int64
 ) -> Tensor:
     """Pools each RoI from the pyramid level that fits its size, by RoIAlign.
 
     A RoI is cut into ``output_size`` bins. The value of a bin is the mean of bilinear samples on a regular grid inside
     it. A cell's value sits at its centre; a sample less than one cell outside the map takes the border's value, one
-    further out counts as 0. Differentiable in ``features``; ``rois`` get no gradient.
+    further out counts as 0. On request a second map, pooled alike, and a vector of the RoI's image are added in the
+    same pass; half types are then rounded once. Differentiable in ``features``, ``extra`` and ``image_vector``;
+    ``rois`` get no gradient. The gradient has the features' dtype and is the same in every run, on the CPU for any
+    number of threads and on CUDA.
 
     Args:
         features: 1 to 8 maps ``[N, C, H_l, W_l]``, finest first; float32, float16, bfloat16 or float64, all alike.
             Channels-last maps are the fast case; others are read where they are, without a copy of the whole map.
         rois: ``[K, 5]`` float32, (batch index, x1, y1, x2, y2) in image pixels. A batch index of -1 marks a padding
-            row: its output is 0 and it adds no gradient. A reversed box (x2 < x1 or y2 < y1) gives 0, too.
+            row: its output is 0 and it adds no gradient. A reversed box (x2 < x1 or y2 < y1) has no samples.
         output_size: bins per RoI, (height, width) or one number for both.
         strides: image pixels per cell of each level.
         sampling_ratio: samples per bin along each axis; 0 (or less) takes as many as the bin has cells, rounded up.
@@ -39,6 +47,13 @@ def multiscale_roi_align(
         level_rule: where the 1e-6 stands that keeps exact powers of two on the coarser level. ``"mmdet"``:
             floor(log2(size / finest_size + 1e-6)); ``"torchvision"``: floor(log2(size / finest_size) + 1e-6); clamped
             to the levels there are.
+        extra: a map that every RoI reads besides its level, ``[N, C, H_e, W_e]``, dtype of the features: HTC and SCNet
+            add pooled semantic features.
+        extra_stride: image pixels per cell of ``extra``.
+        extra_subdivision: the pooling of ``extra`` has so many times finer bins along each axis, with samples of their
+            own, whose mean is taken: 2 is pooling at twice ``output_size``, then 2 x 2 average pooling.
+        image_vector: a vector per image, added to all bins of the image's RoIs: SCNet adds its global context.
+        count: how many rows of ``rois`` count, on their device. The rows from there on are not looked at, and give 0.
 
     Returns:
         ``[K, C, height, width]``, dtype of the features; channels-last in memory if the channels of ``features[0]`` are
@@ -46,38 +61,49 @@ def multiscale_roi_align(
 
     Raises:
         ValueError: unknown ``level_rule``.
-        RuntimeError: wrong shape, dtype or device. On the CPU also for a batch index outside ``[-1, N)`` or a
-            coordinate that is not finite; on CUDA, where looking would stall the device, such a row gives 0 instead. In
-            the backward pass on CUDA, which adds with atomics, if ``torch.use_deterministic_algorithms(True)`` is set.
+        RuntimeError: wrong shape, dtype or device. On the CPU also for a ``count`` outside ``[0, K]``, a batch index
+            outside ``[-1, N)`` or a coordinate that is not finite; on CUDA, where looking would stall the device,
+            ``count`` is clamped and such a row gives 0 instead.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3 (RoIAlign); Lin et al., "Feature Pyramid Networks for Object
-    Detection", CVPR 2017, equation 1 (level choice).
+    Detection", CVPR 2017, equation 1 (level choice); Chen et al., "Hybrid Task Cascade", CVPR 2019, section 3.2, and Vu
+    et al., "SCNet", AAAI 2021, section 3 (the additions).
     """
     if level_rule not in _EPSILON_INSIDE_LOG:
         raise ValueError(f'multiscale_roi_align: level_rule must be "mmdet" or "torchvision", got {level_rule!r}')
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
+    maps, scales = list(features), [1.0 / stride for stride in strides]
+    if extra is not None:
+        if extra_subdivision < 1:
+            raise ValueError(f"multiscale_roi_align: extra_subdivision must be positive, got {extra_subdivision}")
+        maps, scales = [*maps, extra], [*scales, 1.0 / extra_stride]
+    if image_vector is not None and image_vector.dim() == 4:
+        image_vector = image_vector.flatten(1)
     return torch.ops.cascadeops.multiscale_roi_align(
-        list(features),
+        maps,
         rois,
         height,
         width,
-        [1.0 / stride for stride in strides],
+        scales,
         sampling_ratio,
         aligned,
         finest_size,
         _EPSILON_INSIDE_LOG[level_rule],
+        0 if extra is None else extra_subdivision,
+        image_vector,
+        count,
     )
 
 
 @torch.library.register_fake("cascadeops::multiscale_roi_align")
-def _(features, rois, height, width, spatial_scales, sampling_ratio, aligned, finest_size, epsilon_inside_log):
-    size = (rois.size(0), features[0].size(1), height, width)
-    return features[0].new_empty(size).contiguous(memory_format=_memory_format(features[0]))
+def _(maps, rois, height, width, scales, ratio, aligned, finest_size, epsilon, subdivision, vector, count):
+    size = (rois.size(0), maps[0].size(1), height, width)
+    return maps[0].new_empty(size).contiguous(memory_format=_memory_format(maps[0]))
 
 
 @torch.library.register_fake("cascadeops::multiscale_roi_align_backward")
-def _(grad, features, rois, spatial_scales, sampling_ratio, aligned, finest_size, epsilon_inside_log):
-    return [torch.empty_like(feature, memory_format=_memory_format(feature)) for feature in features]
+def _(grad, maps, rois, scales, ratio, aligned, finest_size, epsilon, subdivision, count):
+    return [torch.empty_like(map, memory_format=_memory_format(map)) for map in maps]
 
 
 def _memory_format(map):
@@ -87,43 +113,46 @@ def _memory_format(map):
 
 
 def _save_for_backward(ctx, inputs, output):
-    features, rois, _, _, *ctx.settings = inputs
-    ctx.save_for_backward(rois, *features)
+    maps, rois, _, _, *ctx.settings, _, count = inputs
+    ctx.save_for_backward(rois, count, *maps)
 
 
 def _backward(ctx, grad):
-    rois, *features = ctx.saved_tensors
-    if grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        _alert_not_deterministic()
-    grads = torch.ops.cascadeops.multiscale_roi_align_backward(grad, features, rois, *ctx.settings)
-    return grads, *[None] * 8
+    rois, count, *maps = ctx.saved_tensors
+    grads, vector_grad = [None] * len(maps), None
+    if any(ctx.needs_input_grad[0]):
+        grads = torch.ops.cascadeops.multiscale_roi_align_backward(grad, maps, rois, *ctx.settings, count)
+    if ctx.needs_input_grad[10]:
+        vector_grad = _sum_by_image(grad, rois, count, maps[0].size(0))
+    return grads, *[None] * 9, vector_grad, None
 
 
-def _alert_not_deterministic():
-    message = (
-        "multiscale_roi_align: the backward pass on CUDA adds in an order that changes from run to run. "
-        "torch.use_deterministic_algorithms(True) asks for a fixed one: turn it off, or pass warn_only=True."
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, stacklevel=2)
+def _sum_by_image(grad: Tensor, rois: Tensor, count: Tensor | None, num_images: int) -> Tensor:
+    """[N, C]: the sum of each image's rows of grad [K, C, h, w]; as a matrix product, so that its order is fixed."""
+    dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    owned = rois[:, 0] == torch.arange(num_images, device=rois.device)[:, None]  # [N, K]
+    if count is not None:
+        owned = owned & (torch.arange(rois.size(0), device=rois.device) < count)
+    # What stands in the gradient of a padding row, perhaps NaN, must not meet the product.
+    sums = grad.sum((2, 3), dtype=dtype).where(owned.any(0)[:, None], 0)
+    return (owned.to(dtype) @ sums).to(grad.dtype)
 
 
 torch.library.register_autograd("cascadeops::multiscale_roi_align", _backward, setup_context=_save_for_backward)
 
 
 def _save_for_double_backward(ctx, inputs, output):
-    grad, features, rois, *ctx.settings = inputs
+    grad, maps, rois, *ctx.settings, count = inputs
     ctx.output_size = grad.shape[2:]
-    ctx.save_for_backward(rois)
-    ctx.num_levels = len(features)
+    ctx.save_for_backward(rois, count)
+    ctx.num_maps = len(maps)
 
 
 def _double_backward(ctx, grads):
-    # The operator is linear in the features, so the backward's own gradient is the forward pass.
-    (rois,) = ctx.saved_tensors
-    pooled = torch.ops.cascadeops.multiscale_roi_align(grads, rois, *ctx.output_size, *ctx.settings)
-    return pooled, [None] * ctx.num_levels, *[None] * 6
+    # The operator is linear in the maps, so the backward's own gradient is the forward pass.
+    rois, count = ctx.saved_tensors
+    pooled = torch.ops.cascadeops.multiscale_roi_align(grads, rois, *ctx.output_size, *ctx.settings, None, count)
+    return pooled, [None] * ctx.num_maps, *[None] * 8
 
 
 torch.library.register_autograd(

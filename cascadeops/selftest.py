@@ -82,6 +82,13 @@ def _multiscale_roi_align(device: str, generator: torch.Generator) -> float:
     return max(_difference(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def _roi_align(device: str, generator: torch.Generator) -> float:
+    input = torch.randn(2, 5, 25, 19, generator=generator)
+    boxes = torch.cat([torch.tensor([[0.0], [1.0], [1.0]]), _boxes(generator, 3, largest=40)], dim=1)
+    ours = cascadeops.roi_align(input.to(device), boxes.to(device), (5, 7), 0.5)
+    return _difference(ours, _reference("roi_align")(input, boxes, (5, 7), 0.5))
+
+
 def _padded_nms(device: str, generator: torch.Generator) -> float:
     boxes, scores = _boxes(generator, 2, 200, largest=60), torch.rand(2, 200, generator=generator)
     scores[1, 150:] = -torch.inf
@@ -223,9 +230,9 @@ def _self_calibrated_conv2d(device: str, generator: torch.Generator) -> float:
 
 
 CHECKS = {
-    "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "batched_nms": (_batched_nms, 0.0),
     "box_proposals": (_box_proposals, 1e-4),
+    "deform_conv2d": (_deform_conv2d, 1e-4),  # relative; float32 sums in another order
     "mask_targets": (_mask_targets, 1e-3),  # a cell whose coverage rounds to one half may fall on either side
     "match_boxes": (_match_boxes, 0.0),
     "multiclass_nms": (_multiclass_nms, 0.0),
@@ -236,6 +243,7 @@ CHECKS = {
     "paste_masks_rle": (_paste_masks_rle, 0.0),
     "polygon_mask_targets": (_polygon_mask_targets, 0.0),
     "preprocess": (_preprocess, 1e-5),
+    "roi_align": (_roi_align, 1e-4),
     "self_calibrated_conv2d": (_self_calibrated_conv2d, 5e-3),  # PyTorch's convolutions on a GPU may use TF32
     "self_calibrated_gate": (_self_calibrated_gate, 1e-4),  # exponentials differ in the last bits
 }

@@ -137,17 +137,26 @@ inline void check_paste_masks_rle(const torch::stable::Tensor& probs, const torc
         height, ", ", width, ")");
 }
 
-inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>& features,
+// maps: the features, and the extra map after them if extra_subdivision > 0.
+inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>& maps,
                                        const torch::stable::Tensor& rois, int64_t height, int64_t width,
-                                       const std::vector<double>& spatial_scales, double finest_size) {
+                                       const std::vector<double>& spatial_scales, double finest_size,
+                                       int64_t extra_subdivision, const std::optional<torch::stable::Tensor>& count) {
   constexpr const char* op = "multiscale_roi_align";
-  check(!features.empty() && features.size() <= 8, op, ": features must hold 1 to 8 maps, got ", features.size());
+  const size_t extra = extra_subdivision > 0 ? 1 : 0;
+  check(maps.size() > extra && maps.size() <= 8 + extra, op, ": features must hold 1 to 8 maps, got ",
+        maps.size() - std::min(extra, maps.size()));
+  check(extra_subdivision >= 0 && extra_subdivision <= 1024, op, ": extra_subdivision must be in [1, 1024], got ",
+        extra_subdivision);
   check(rois.dim() == 2 && rois.size(1) == 5, op, ": rois must have shape [K, 5], got ", shape_of(rois));
+  check(rois.size(0) <= std::numeric_limits<int32_t>::max(), op, ": rois must have fewer than 2**31 rows, got ",
+        rois.size(0));
   check_dtype(op, "rois", rois, torch::headeronly::ScalarType::Float);
-  const torch::stable::Tensor& first = features[0];
-  for (size_t level = 0; level < features.size(); ++level) {
-    const torch::stable::Tensor& map = features[level];
-    const std::string name = "features[" + std::to_string(level) + "]";
+  const torch::stable::Tensor& first = maps[0];
+  const size_t levels = maps.size() - extra;
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const torch::stable::Tensor& map = maps[i];
+    const std::string name = i < levels ? "features[" + std::to_string(i) + "]" : "extra";
     check(map.dim() == 4 && map.size(2) > 0 && map.size(3) > 0, op, ": ", name,
           " must have shape [N, C, H, W] with at least one cell, got ", shape_of(map));
     check(map.size(0) == first.size(0) && map.size(1) == first.size(1), op, ": ", name,
@@ -158,37 +167,59 @@ inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>&
   check(height > 0 && width > 0, op, ": output_size must be positive, got (", height, ", ", width, ")");
   check(std::max<int64_t>(first.size(1), 1) <= std::numeric_limits<int32_t>::max() / height / width, op,
         ": a RoI must have fewer than 2**31 values, got ", first.size(1), " channels of (", height, ", ", width, ")");
-  check(spatial_scales.size() == features.size(), op, ": strides must have one entry per map, ", features.size(),
-        ", got ", spatial_scales.size());
+  check(spatial_scales.size() == maps.size(), op, ": strides must have one entry per map, ", levels, ", got ",
+        spatial_scales.size() - std::min(extra, spatial_scales.size()));
   for (const double scale : spatial_scales)
     check(scale > 0 && std::isfinite(scale), op, ": strides must be positive, got ", 1 / scale);
   check(finest_size > 0, op, ": finest_size must be positive, got ", finest_size);
+  if (count) {
+    check(count->numel() == 1, op, ": count must hold one number, got shape ", shape_of(*count));
+    check_dtype(op, "count", *count, torch::headeronly::ScalarType::Long);
+    check_same_device(op, "count", *count, "rois", rois);
+  }
+}
+
+inline void check_roi_image_vector(const std::optional<torch::stable::Tensor>& vector,
+                                   const torch::stable::Tensor& feature) {
+  constexpr const char* op = "multiscale_roi_align";
+  if (!vector) return;
+  check(vector->dim() == 2 && vector->size(0) == feature.size(0) && vector->size(1) == feature.size(1), op,
+        ": image_vector must have shape [N, C] = [", feature.size(0), ", ", feature.size(1), "], got ",
+        shape_of(*vector));
+  check_dtype(op, "image_vector", *vector, feature.scalar_type());
+  check_same_device(op, "image_vector", *vector, "features[0]", feature);
 }
 
 inline void check_multiscale_roi_align_backward(const torch::stable::Tensor& grad,
-                                                const std::vector<torch::stable::Tensor>& features,
+                                                const std::vector<torch::stable::Tensor>& maps,
                                                 const torch::stable::Tensor& rois,
-                                                const std::vector<double>& spatial_scales, double finest_size) {
+                                                const std::vector<double>& spatial_scales, double finest_size,
+                                                int64_t extra_subdivision,
+                                                const std::optional<torch::stable::Tensor>& count) {
   constexpr const char* op = "multiscale_roi_align";
   check(grad.dim() == 4, op, ": grad must have shape [K, C, h, w], got ", shape_of(grad));
-  check_multiscale_roi_align(features, rois, grad.size(2), grad.size(3), spatial_scales, finest_size);
-  check(grad.size(0) == rois.size(0) && grad.size(1) == features[0].size(1), op,
-        ": grad must have shape [K, C, h, w] = [", rois.size(0), ", ", features[0].size(1), ", h, w], got ",
-        shape_of(grad));
-  check_dtype(op, "grad", grad, features[0].scalar_type());
+  check_multiscale_roi_align(maps, rois, grad.size(2), grad.size(3), spatial_scales, finest_size, extra_subdivision,
+                             count);
+  check(grad.size(0) == rois.size(0) && grad.size(1) == maps[0].size(1), op, ": grad must have shape [K, C, h, w] = [",
+        rois.size(0), ", ", maps[0].size(1), ", h, w], got ", shape_of(grad));
+  check_dtype(op, "grad", grad, maps[0].scalar_type());
   check_same_device(op, "grad", grad, "rois", rois);
 }
 
-// The values of rois, [K, 5] contiguous in host memory.
-inline void check_roi_values(const torch::stable::Tensor& rois, int64_t batch_size) {
+// How many rows of rois count; rois [K, 5] contiguous and count in host memory. The values of those rows are checked.
+inline int64_t check_roi_values(const torch::stable::Tensor& rois, int64_t batch_size,
+                                const std::optional<torch::stable::Tensor>& count) {
   constexpr const char* op = "multiscale_roi_align";
+  const int64_t rows = count ? *count->const_data_ptr<int64_t>() : rois.size(0);
+  check(rows >= 0 && rows <= rois.size(0), op, ": count must be in [0, K] = [0, ", rois.size(0), "], got ", rows);
   const float* roi = rois.const_data_ptr<float>();
-  for (int64_t k = 0; k < rois.size(0); ++k, roi += 5) {
+  for (int64_t k = 0; k < rows; ++k, roi += 5) {
     check(roi[0] == -1 || (roi[0] == std::floor(roi[0]) && roi[0] >= 0 && roi[0] < static_cast<float>(batch_size)), op,
           ": rois[", k, ", 0] must be a batch index in [-1, ", batch_size, "), got ", roi[0]);
     for (int i = 1; i < 5; ++i)
       check(roi[0] == -1 || std::isfinite(roi[i]), op, ": rois[", k, ", ", i, "] must be finite, got ", roi[i]);
   }
+  return rows;
 }
 
 // A target has fewer than 2**31 cells.

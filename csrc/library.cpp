@@ -6,14 +6,16 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(cascadeops, library) {
-  // features: L maps [N, C, H_l, W_l], finest first; rois: [K, 5] (batch index, x1, y1, x2, y2), index -1 = padding row
+  // maps: L levels [N, C, H_l, W_l], finest first, and one more if extra_subdivision > 0; rois: [K, 5] (batch index,
+  // x1, y1, x2, y2), index -1 = padding row; image_vector: [N, C]; count: how many rows of rois count, one number
   library.def(
-      "multiscale_roi_align(Tensor[] features, Tensor rois, int output_height, int output_width, "
-      "float[] spatial_scales, int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log) -> "
-      "Tensor");
+      "multiscale_roi_align(Tensor[] maps, Tensor rois, int output_height, int output_width, float[] spatial_scales, "
+      "int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log, int extra_subdivision, "
+      "Tensor? image_vector, Tensor? count) -> Tensor");
   library.def(
-      "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor rois, float[] spatial_scales, "
-      "int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log) -> Tensor[]");
+      "multiscale_roi_align_backward(Tensor grad, Tensor[] maps, Tensor rois, float[] spatial_scales, "
+      "int sampling_ratio, bool aligned, float finest_size, bool epsilon_inside_log, int extra_subdivision, "
+      "Tensor? count) -> Tensor[]");
 
   // bitmaps: all ground-truth crops, flattened one after the other; windows: [G, 4] (x0, y0, width, height)
   library.def(

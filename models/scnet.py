@@ -121,29 +121,25 @@ class SCNet(nn.Module):
 
     def box_features(self, context: Context, rois: Tensor) -> Tensor:
         """RoI features + S + G for rois [R, 5]: [R, C, 7, 7]"""
-        semantic = self.semantic_features(context, rois)
-        if semantic is not None:
-            semantic = F.avg_pool2d(semantic, MASK_SIZE // BOX_SIZE)
-        return self.fuse(context, rois, BOX_SIZE, semantic)
+        # S is pooled as for the mask head, and the mean of 2 x 2 bins taken.
+        return self.fuse(context, rois, BOX_SIZE, semantic_subdivision=MASK_SIZE // BOX_SIZE)
 
     def mask_features(self, context: Context, rois: Tensor, shared: Tensor) -> Tensor:
         """RoI features + S + G + relayed box feature (shared [R, hidden]) for rois [R, 5]: [R, C, 14, 14]"""
-        fused = self.fuse(context, rois, MASK_SIZE, self.semantic_features(context, rois))
-        return fused + self.feature_relay(shared)
+        return self.fuse(context, rois, MASK_SIZE) + self.feature_relay(shared)
 
-    def semantic_features(self, context: Context, rois: Tensor) -> Tensor | None:
-        if context.semantic is None:
-            return None
-        stride = FPN.strides[ResidualSemanticHead.fused_level]
-        return cascadeops.multiscale_roi_align([context.semantic], rois, MASK_SIZE, [stride])
-
-    def fuse(self, context: Context, rois: Tensor, size: int, semantic: Tensor | None) -> Tensor:
-        fused = cascadeops.multiscale_roi_align(
-            context.features, rois, size, FPN.strides[:-1], finest_size=self.config.finest_size
+    def fuse(self, context: Context, rois: Tensor, size: int, semantic_subdivision: int = 1) -> Tensor:
+        return cascadeops.multiscale_roi_align(
+            context.features,
+            rois,
+            size,
+            FPN.strides[:-1],
+            finest_size=self.config.finest_size,
+            extra=context.semantic,
+            extra_stride=FPN.strides[ResidualSemanticHead.fused_level],
+            extra_subdivision=semantic_subdivision,
+            image_vector=context.image,
         )
-        if semantic is not None:
-            fused = fused + semantic
-        return fused + context.image[rois[:, 0].long().clamp(min=0)]
 
     def detection_masks(self, context: Context, boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor:
         """Own-class mask probabilities of the final boxes: [N, D, 28, 28]"""

@@ -115,8 +115,13 @@ OPERATORS = {
             "aligned": True,
             "finest_size": 14.0,
             "level_rule": "mmdet",
+            "extra": torch.randn(2, 19, 7, 6),
+            "extra_stride": 6.0,
+            "extra_subdivision": 2,
+            "image_vector": torch.randn(2, 19),
+            "count": torch.tensor(5),
         },
-        gradients=("features",),
+        gradients=("features", "extra", "image_vector"),
     ),
     "nms": Operator(lambda: {"boxes": boxes(30), "scores": torch.rand(30), "iou_threshold": 0.5}),
     "padded_nms": Operator(
@@ -154,6 +159,17 @@ OPERATORS = {
             "dtype": torch.float32,
             "memory_format": torch.channels_last,
         }
+    ),
+    "roi_align": Operator(
+        lambda: {
+            "input": torch.randn(2, 5, 10, 9),
+            "boxes": [boxes(3), boxes(2)],
+            "output_size": (3, 2),
+            "spatial_scale": 0.25,
+            "sampling_ratio": 2,
+            "aligned": True,
+        },
+        gradients=("input",),
     ),
     "self_calibrated_gate": Operator(
         lambda: {

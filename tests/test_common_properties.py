@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 import pybind11
 import pytest
+import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
+
+from cascadeops.reference.multiscale_roi_align import multiscale_roi_align as pool_reference
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Werror"]
@@ -171,6 +174,43 @@ def test_first_sample_from_is_what_a_search_finds(common, low, size, ratio, boun
     for bin_index in range(7):
         beyond = [i for i in range(axis.samples) if axis.position(bin_index, i) >= bound]
         assert axis.first_sample_from(bin_index, bound) == (beyond[0] if beyond else axis.samples)
+
+
+# roi_tile.h
+
+
+@settings(max_examples=50)
+@given(
+    boxes=st.lists(
+        st.tuples(float32(-30, 90), float32(-30, 90), float32(0, 120) | st.just(3e9), float32(-2, 90)),
+        min_size=1,
+        max_size=3,
+    ),
+    size=st.tuples(st.integers(1, 27), st.integers(1, 27)),
+    bins=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    scale=st.sampled_from([1.0, 0.5, 0.3]),
+    ratio=st.integers(0, 3),
+    aligned=st.booleans(),
+    subdivision=st.integers(1, 3),
+    dtype=st.sampled_from(["float32", "float64"]),
+)
+def test_gathered_tiles_are_the_gradient_of_the_reference(
+    common, boxes, size, bins, scale, ratio, aligned, subdivision, dtype
+):
+    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=np.float32).reshape(-1, 4)
+    # The reference visits every sample, also those far away.
+    assume(ratio > 0 or np.abs(corners).max() < 1e6)
+    grad = np.random.default_rng(0).standard_normal((len(boxes), 2, *bins)).astype(dtype)
+    gathered = getattr(common, f"gathered_gradient_{dtype}")(grad, corners, *size, scale, ratio, aligned, subdivision)
+    map = torch.zeros(1, 2, *size, dtype=torch.float64, requires_grad=True)
+    level = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    rois = torch.cat([torch.zeros(len(boxes), 1), torch.from_numpy(corners)], dim=1)
+    options = {"extra": map, "extra_stride": 1 / scale, "extra_subdivision": subdivision}
+    pooled = pool_reference([level], rois, bins, [1.0], ratio, aligned, **options)
+    (expected,) = torch.autograd.grad(pooled, map, torch.from_numpy(grad).double(), allow_unused=True)
+    expected = torch.zeros_like(map) if expected is None else expected
+    tolerance = 1e-4 if dtype == "float32" else 1e-10
+    np.testing.assert_allclose(gathered, expected[0].numpy(), rtol=0, atol=tolerance)
 
 
 # boxes.h

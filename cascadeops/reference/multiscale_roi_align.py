@@ -13,26 +13,40 @@ def multiscale_roi_align(
     aligned: bool = True,
     finest_size: float = 56.0,
     level_rule: str = "mmdet",
+    *,
+    extra: Tensor | None = None,  # [N, C, H_e, W_e]
+    extra_stride: float = 1.0,
+    extra_subdivision: int = 1,
+    image_vector: Tensor | None = None,  # [N, C] or [N, C, 1, 1]
+    count: Tensor | None = None,  # [] or [1] int64
 ) -> Tensor:
     """Defines :func:`cascadeops.multiscale_roi_align`; half types are computed in float32 and rounded at the end."""
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    levels = choose_levels(rois, len(features), finest_size, level_rule)
-    pooled = [torch.zeros(0, features[0].shape[1], height, width, dtype=dtype, device=rois.device)]
-    for roi, level in zip(rois, levels.tolist(), strict=True):
-        image = int(roi[0])
+    rows = len(rois) if count is None else int(count)
+    levels = choose_levels(rois[:rows], len(features), finest_size, level_rule).tolist()
+    pooled = torch.zeros(len(rois), features[0].shape[1], height, width, dtype=dtype, device=rois.device)
+    values = []
+    for k in range(len(rois)):
+        image = int(rois[k, 0]) if k < rows else -1
         if image < 0:
-            pooled.append(pooled[0].new_zeros(1, *pooled[0].shape[1:]))
+            values.append(pooled[k])
             continue
-        feature = features[level][image].to(dtype)
-        x1, y1, x2, y2 = roi[1:].to(dtype) * (1 / strides[level]) - (0.5 if aligned else 0.0)
-        samples = average_samples(
-            feature,
-            sample_positions(y1, y2, height, sampling_ratio, aligned),
-            sample_positions(x1, x2, width, sampling_ratio, aligned),
-        )
-        pooled.append(samples[None])
-    return torch.cat(pooled).to(features[0].dtype)
+
+        def pool(map, stride, scale, k=k, image=image):
+            x1, y1, x2, y2 = rois[k, 1:].to(dtype) * (1 / stride) - (0.5 if aligned else 0.0)
+            ys = sample_positions(y1, y2, scale * height, sampling_ratio, aligned)
+            xs = sample_positions(x1, x2, scale * width, sampling_ratio, aligned)
+            return average_samples(map[image].to(dtype), ys, xs)
+
+        value = pool(features[levels[k]], strides[levels[k]], 1)
+        if extra is not None:
+            finer = pool(extra, extra_stride, extra_subdivision)
+            value = value + torch.nn.functional.avg_pool2d(finer, extra_subdivision)
+        if image_vector is not None:
+            value = value + image_vector[image].to(dtype).reshape(-1, 1, 1)
+        values.append(value)
+    return (torch.stack(values) if values else pooled).to(features[0].dtype)
 
 
 def choose_levels(rois: Tensor, num_levels: int, finest_size: float, level_rule: str) -> Tensor:

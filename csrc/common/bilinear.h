@@ -46,18 +46,21 @@ struct RoiAxis {
 // not put billions of them onto one spot of the map.
 constexpr int64_t kMostSamples = int64_t{1} << 24;
 
-// low, high: the box's edges in pixels. sampling_ratio <= 0: as many samples as a bin has cells, rounded up.
+// low, high: the box's edges in pixels. sampling_ratio <= 0: as many samples as a bin has cells, rounded up. A bin is
+// cut into `subdivision` smaller ones with so many samples each: the mean over finer bins.
 template <typename real>
 CASCADEOPS_HD RoiAxis<real> roi_axis(real low, real high, real spatial_scale, int64_t bins, int64_t sampling_ratio,
-                                     bool aligned) {
+                                     bool aligned, int64_t subdivision = 1) {
   const real offset = aligned ? real(0.5) : real(0);
   const real start = low * spatial_scale - offset;
   real size = (high * spatial_scale - offset) - start;
   if (!aligned && !(size > real(1))) size = real(1);
   const real bin = size / static_cast<real>(bins);
   if (!(size >= real(0))) return {start, bin, 0};
-  if (sampling_ratio > 0) return {start, bin, sampling_ratio};
-  return {start, bin, static_cast<int64_t>(bin < real(kMostSamples) ? ceil(bin) : real(kMostSamples))};
+  if (sampling_ratio > 0) return {start, bin, sampling_ratio * subdivision};
+  const real part = bin / static_cast<real>(subdivision);
+  const int64_t samples = static_cast<int64_t>(part < real(kMostSamples) ? ceil(part) : real(kMostSamples));
+  return {start, bin, samples * subdivision};
 }
 
 // The first sample of a bin that lies at `position` or beyond it; axis.samples if none does. Positions grow with the

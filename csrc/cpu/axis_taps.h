@@ -33,14 +33,15 @@ struct AxisTaps {
     }
   }
 
-  // The distinct cells in ascending order; `cell` then counts among these instead of along the axis.
-  const std::vector<int64_t>& compact() {
+  // From here on `cell` counts among the distinct cells, which are in ascending order, instead of along the axis.
+  void compact() {
     distinct_ = cell;
     std::sort(distinct_.begin(), distinct_.end());
     distinct_.erase(std::unique(distinct_.begin(), distinct_.end()), distinct_.end());
     for (int64_t& index : cell) index = std::lower_bound(distinct_.begin(), distinct_.end(), index) - distinct_.begin();
-    return distinct_;
   }
+
+  const std::vector<int64_t>& distinct() const { return distinct_; }
 
  private:
   std::vector<int64_t> distinct_;

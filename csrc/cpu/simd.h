@@ -112,4 +112,66 @@ CASCADEOPS_INLINE void store_lanes(const Vector& from, scalar_t* to, int64_t str
   for (int64_t lane = 0; lane < count; ++lane) to[lane * stride] = whole[lane];
 }
 
+// `count` adjacent numbers as several vectors, the numbers in whatever order is the cheapest: store_chunk undoes it.
+// Only a single vector may be incomplete.
+template <int vectors, typename scalar_t, typename Vector>
+CASCADEOPS_INLINE void load_chunk(const scalar_t* from, int64_t count, Vector (&to)[vectors]) {
+  constexpr int64_t width = sizeof(Vector) / sizeof(to[0][0]);
+  if constexpr (vectors == 1) return load_lanes(from, 1, count, to[0]);
+  for (int v = 0; v < vectors; ++v) load_lanes(from + v * width, to[v]);
+}
+
+// Numbers with an even index come into one vector, odd ones into the next: one instruction each instead of two.
+template <int vectors>
+CASCADEOPS_INLINE void load_chunk(const torch::headeronly::BFloat16* from, int64_t count,
+                                  Lanes<float>::type (&to)[vectors]) {
+  if constexpr (vectors == 1) return load_lanes(from, 1, count, to[0]);
+  for (int v = 0; v + 1 < vectors; v += 2) {
+    FloatBits pairs;
+    memcpy(&pairs, from + v * Lanes<float>::count, sizeof(pairs));
+    const FloatBits even = pairs << 16, odd = pairs & 0xffff0000;
+    memcpy(&to[v], &even, sizeof(even));
+    memcpy(&to[v + 1], &odd, sizeof(odd));
+  }
+}
+
+// The same from addresses that lie `stride` apart.
+template <int vectors, typename scalar_t, typename Vector>
+CASCADEOPS_INLINE void load_chunk(const scalar_t* from, int64_t stride, int64_t count, Vector (&to)[vectors]) {
+  if (stride == 1) return load_chunk(from, count, to);
+  scalar_t adjacent[vectors * sizeof(Vector) / sizeof(to[0][0])];
+  for (int64_t i = 0; i < count; ++i) adjacent[i] = from[i * stride];
+  load_chunk(adjacent, count, to);
+}
+
+template <int vectors, typename scalar_t, typename Vector>
+CASCADEOPS_INLINE void store_adjacent(const Vector (&from)[vectors], scalar_t* to) {
+  for (int v = 0; v < vectors; ++v) store_lanes(from[v], to + v * (sizeof(Vector) / sizeof(from[0][0])));
+}
+
+template <int vectors>
+CASCADEOPS_INLINE void store_adjacent(const Lanes<float>::type (&from)[vectors], torch::headeronly::BFloat16* to) {
+  if constexpr (vectors == 1) return store_lanes(from[0], to);
+  for (int v = 0; v + 1 < vectors; v += 2) {
+    FloatBits bits[2];
+    for (int i = 0; i < 2; ++i) {
+      memcpy(&bits[i], &from[v + i], sizeof(bits[i]));
+      bits[i] += 0x7fff + (bits[i] >> 16 & 1);
+      bits[i] = from[v + i] == from[v + i] ? bits[i] : FloatBits{} + 0x7fc00000;
+    }
+    const FloatBits pairs = bits[0] >> 16 | (bits[1] & 0xffff0000);
+    memcpy(static_cast<void*>(to + v * Lanes<float>::count), &pairs, sizeof(pairs));
+  }
+}
+
+// The first `count` numbers of a chunk to addresses that lie `stride` apart.
+template <int vectors, typename scalar_t, typename Vector>
+CASCADEOPS_INLINE void store_chunk(const Vector (&from)[vectors], int64_t count, scalar_t* to, int64_t stride) {
+  constexpr int64_t whole = vectors * sizeof(Vector) / sizeof(from[0][0]);
+  if (stride == 1 && count == whole) return store_adjacent(from, to);
+  scalar_t plain[whole];
+  store_adjacent(from, plain);
+  for (int64_t i = 0; i < count; ++i) to[i * stride] = plain[i];
+}
+
 }  // namespace cascadeops

@@ -22,6 +22,7 @@ struct SharedTaps {
     return round_up((bins + 1) * sizeof(int)) + round_up(capacity(bins, size) * (sizeof(real) + sizeof(int)));
   }
 
+  SharedTaps() = default;
   __device__ SharedTaps(char* memory, int64_t bins, int64_t size)
       : begin(reinterpret_cast<int*>(memory)),
         weight(reinterpret_cast<real*>(memory + round_up((bins + 1) * sizeof(int)))),

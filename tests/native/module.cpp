@@ -5,4 +5,5 @@ PYBIND11_MODULE(common, module) {
   bind_boxes(module);
   bind_paste(module);
   bind_rle(module);
+  bind_roi_tile(module);
 }
