@@ -54,7 +54,21 @@ def multiclass_nms(device, bad):
     return cascadeops.multiclass_nms(boxes_with(device, bad)[None], torch.ones(1, 3, 2, device=device), 0.1, 0.5, 3)
 
 
-CALLS = [paste_masks, paste_packed_masks, mask_targets, polygon_mask_targets, match_boxes, padded_nms, multiclass_nms]
+def multiscale_roi_align(device, bad):
+    rois = torch.cat([torch.zeros(3, 1, device=device), boxes_with(device, bad)], dim=1)
+    return cascadeops.multiscale_roi_align([torch.ones(1, 2, 4, 4, device=device)], rois, 2, [4.0])
+
+
+CALLS = [
+    paste_masks,
+    paste_packed_masks,
+    mask_targets,
+    polygon_mask_targets,
+    match_boxes,
+    padded_nms,
+    multiclass_nms,
+    multiscale_roi_align,
+]
 
 
 def name_of(call) -> str:

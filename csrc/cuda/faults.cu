@@ -40,6 +40,8 @@ const char* rule_of(Fault fault) {
       return "match_boxes: boxes and gt_boxes must be finite in valid rows";
     case Fault::kMulticlassNms:
       return "multiclass_nms: boxes must be finite and scores not NaN";
+    case Fault::kMultiscaleRoiAlign:
+      return "multiscale_roi_align: rois must have a batch index in [-1, N) and finite coordinates";
     case Fault::kPaddedNms:
       return "padded_nms: boxes must be finite and scores not NaN";
     case Fault::kPasteMasks:

@@ -20,6 +20,7 @@ enum class Fault : uint8_t {
   kMaskTargets,
   kMatchBoxes,
   kMulticlassNms,
+  kMultiscaleRoiAlign,
   kPaddedNms,
   kPasteMasks,
   kPasteMasksRle,

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cuda/faults.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/roi_pyramid.cuh"
 #include "cuda/roi_taps.cuh"
@@ -82,12 +83,14 @@ __global__ void __launch_bounds__(kThreads)
                                         const __grid_constant__ RoiMaps<const scalar_t> maps, int channels,
                                         const float* __restrict__ rois, const int64_t* __restrict__ count,
                                         const scalar_t* __restrict__ image_vector, const TapsMemory taps_memory,
-                                        const __grid_constant__ MapBatch<scalar_t> out) {
+                                        const __grid_constant__ MapBatch<scalar_t> out, uint64_t* fault) {
   using real = accumulate_t<scalar_t>;
   extern __shared__ __align__(16) char memory[];
   const int64_t k = blockIdx.x;
   const float* roi = rois + 5 * k;
-  const bool placed = k < counted_rows(count, gridDim.x) && placement.is_placed(roi);
+  const bool counted = k < counted_rows(count, gridDim.x), placed = counted && placement.is_placed(roi);
+  if (counted && !placed && roi[0] != -1.0f && blockIdx.y == 0 && threadIdx.x == 0)
+    note_fault(fault, Fault::kMultiscaleRoiAlign, k);
   const int64_t image = placed ? static_cast<int64_t>(roi[0]) : 0;
   const int height = static_cast<int>(placement.bins_y), width = static_cast<int>(placement.bins_x);
 
@@ -169,7 +172,7 @@ void launch(const RoiPlacement& placement, const RoiMaps<const scalar_t>& maps, 
   kernel<<<blocks, kThreads, bytes, current_stream(rois)>>>(
       placement, maps, static_cast<int>(out.size(1)), rois.const_data_ptr<float>(), count_pointer(count),
       image_vector ? image_vector->const_data_ptr<scalar_t>() : nullptr, memory,
-      map_batch(out.mutable_data_ptr<scalar_t>(), out));
+      map_batch(out.mutable_data_ptr<scalar_t>(), out), fault_word(rois));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
