@@ -40,8 +40,8 @@ def box_proposals(
         count: int64 ``[N]``, the number of proposals.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device, numbers out of range; on the CPU also for a NaN logit (a CUDA kernel
-            cannot raise: there it is no candidate). A box that becomes NaN counts as empty.
+        RuntimeError: wrong shape, dtype or device, numbers out of range; on the CPU also for a NaN logit, which on
+            CUDA is no candidate and noted for `raise_device_faults`. A box that becomes NaN counts as empty.
 
     Source: Ren et al., "Faster R-CNN", NIPS 2015, section 3.3, with Lin et al., "Feature Pyramid Networks", CVPR 2017,
     section 4.1; results as mmdetection 3's ``RPNHead.predict_by_feat`` where no two logits have the same sigmoid.

@@ -35,7 +35,8 @@ def mask_targets(
 
     Raises:
         RuntimeError: wrong shape, dtype or device. On the CPU also for an index outside ``[-1, G)``, a window that does
-            not lie in ``bitmaps``, or a coordinate that is not finite; on CUDA such a row gives 0 instead.
+            not lie in ``bitmaps``, or a coordinate that is not finite; on CUDA such a row gives 0 and is noted for
+            `raise_device_faults`.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3 ("the mask target is the intersection between an RoI and its
     associated ground-truth mask"); sampling as mmdetection 3 (``BitmapMasks.crop_and_resize``).

@@ -40,7 +40,7 @@ def match_boxes(
 
     Raises:
         RuntimeError: wrong shape, dtype or device, thresholds out of range; on the CPU also for a valid row whose box
-            is not finite (a CUDA kernel cannot raise: there a box that is not finite has IoU 0 with everything).
+            is not finite, which on CUDA has IoU 0 with everything and is noted for `raise_device_faults`.
 
     Source: Ren et al., "Faster R-CNN", NIPS 2015, section 3.1.2; results as mmdetection 3's ``MaxIoUAssigner``.
     """

@@ -33,7 +33,7 @@ def multiclass_nms(
 
     Raises:
         RuntimeError: for a wrong shape, dtype or device; on the CPU also for a NaN score or a candidate whose box is
-            not finite (a CUDA kernel cannot raise: there such a candidate is skipped).
+            not finite, which on CUDA is skipped and noted for `raise_device_faults`.
 
     Source: results as mmdet.models.layers.multiclass_nms with nms_cfg=dict(type="nms").
     """

@@ -63,7 +63,7 @@ def multiscale_roi_align(
         ValueError: unknown ``level_rule``.
         RuntimeError: wrong shape, dtype or device. On the CPU also for a ``count`` outside ``[0, K]``, a batch index
             outside ``[-1, N)`` or a coordinate that is not finite; on CUDA, where looking would stall the device,
-            ``count`` is clamped and such a row gives 0 instead.
+            ``count`` is clamped, and such a row gives 0 and is noted for `raise_device_faults`.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3 (RoIAlign); Lin et al., "Feature Pyramid Networks for Object
     Detection", CVPR 2017, equation 1 (level choice); Chen et al., "Hybrid Task Cascade", CVPR 2019, section 3.2, and Vu

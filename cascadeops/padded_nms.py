@@ -29,7 +29,7 @@ def padded_nms(
 
     Raises:
         RuntimeError: for a wrong shape, dtype or device; on the CPU also for a NaN score or a box that is not finite
-            (a CUDA kernel cannot raise: there such a row is skipped like padding).
+            (on CUDA such a row is skipped like padding and noted for `raise_device_faults`).
 
     Source: the greedy procedure of Felzenszwalb et al., PAMI 2010, section 5; results as torchvision.ops.batched_nms.
     """

@@ -36,7 +36,7 @@ def paste_masks(
 
     Raises:
         RuntimeError: for a wrong shape, dtype, device, size or threshold; on the CPU also for a box that is not finite
-            (a CUDA kernel cannot raise: there its mask is empty).
+            (on CUDA its mask is empty, and the row is noted for `raise_device_faults`).
 
     Source: ``_do_paste_mask`` of detectron2 and mmdetection, evaluated on the whole image (their CPU path cuts the
     faint outer half cell of large boxes, which only a threshold below 0.5 shows).

@@ -38,8 +38,8 @@ def polygon_mask_targets(
     Raises:
         RuntimeError: wrong shape, dtype or device. On the CPU also for an index outside ``[-1, G)``, offsets that
             decrease or leave their range, or a coordinate that is not finite; on CUDA a box that needs such a value
-            gives 0 instead. A vertex more than 5 * 10^7 cells away, where pycocotools ends the process, is drawn as if
-            it were at that distance.
+            gives 0 and is noted for `raise_device_faults`. A vertex more than 5 * 10^7 cells away, where pycocotools
+            ends the process, is drawn as if it were at that distance.
 
     Source: the rule is ``rleFrPoly`` of github.com/cocodataset/cocoapi, common/maskApi; drawing inside the RoI is what
     detectron2 (``rasterize_polygons_within_box``) and NVIDIA's MLPerf Mask R-CNN do.

@@ -27,7 +27,8 @@ def roi_align(
     * Coordinates are float32 whatever the dtype of ``input``, and sums at least that: torchvision rounds coordinates
       to the input's dtype, which is whole pixels in half types on large images. ``boxes`` may have any floating dtype.
     * A batch index of -1 marks a padding row that gives 0. A batch index outside ``[-1, N)`` and a coordinate that is
-      not finite raise on the CPU and give 0 on CUDA; torchvision reads foreign memory or crashes.
+      not finite raise on the CPU; on CUDA they give 0 and are noted for `raise_device_faults`. torchvision reads
+      foreign memory or crashes.
     * A reversed box gives 0. torchvision mirrors it if ``aligned`` is True and ``sampling_ratio`` positive.
     * The gradient is the same in every run, and there is a second derivative. Quantised tensors are not taken.
 
