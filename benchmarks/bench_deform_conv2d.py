@@ -1,4 +1,6 @@
-"""deform_conv2d against torchvision, forward and backward: the 3 x 3 layers of a deformable ResNet-50's last stages."""
+"""deform_conv2d beside torchvision's and mmcv's: the 3 x 3 layers of a deformable ResNet-50's last three stages."""
+
+import functools
 
 import pytest
 import shapes
@@ -8,62 +10,92 @@ import cascadeops
 from cascadeops.reference.deform_conv2d import deform_conv2d as reference
 
 SIZES = {128: 1, 256: 2, 512: 3}  # channels: level of the pyramid whose size their map has
+OURS = ["cascadeops", "cascadeops contiguous", "cascadeops bfloat16"]  # others: channels-last, float32
+CASES = [(2, name) for name in [*OURS, "torchvision", "mmcv"]] + [(1, n) for n in ["cascadeops", "torchvision", "mmcv"]]
 
 
-def workload(channels, device):
-    """Channels-last input, offset, weight, bias, mask; offsets of about two cells."""
+def workload(channels, version, implementation="cascadeops", device="cpu"):
+    """Input, offset, weight and, in version 2, bias and mask.
+
+    Offsets of about two cells, in steps that bfloat16 holds and never on a cell, where their gradient would jump.
+    """
     generator = torch.Generator().manual_seed(0)
     height, width = (side // shapes.STRIDES[SIZES[channels]] for side in shapes.IMAGE_SIZE)
-    input = torch.randn(1, channels, height, width, generator=generator).contiguous(memory_format=torch.channels_last)
-    offset = 2 * torch.randn(1, 18, height, width, generator=generator)
+    input = torch.randn(1, channels, height, width, generator=generator)
+    if implementation != "cascadeops contiguous":
+        input = input.contiguous(memory_format=torch.channels_last)
+    offset = (2 * torch.randn(1, 18, height, width, generator=generator)).clamp(-7, 7)
+    offset = (16 * offset).round() / 16 + 1 / 32
     weight = torch.randn(channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
-    mask = torch.rand(1, 9, height, width, generator=generator)
-    return [tensor.to(device) for tensor in (input, offset, weight, torch.zeros(channels), mask)]
+    tensors = [input, offset, weight]
+    if version == 2:
+        tensors += [torch.zeros(channels), torch.rand(1, 9, height, width, generator=generator)]
+    dtype = torch.bfloat16 if implementation == "cascadeops bfloat16" else torch.float32
+    return [tensor.to(device, dtype) for tensor in tensors]
 
 
-def function_of(implementation):
+def convolution(implementation):
+    """function(input, offset, weight, bias, mask) with a padding of 1."""
+    if implementation == "mmcv":
+        ops = pytest.importorskip("mmcv.ops")
+
+        def convolve(input, offset, weight, bias=None, mask=None):
+            if mask is None:
+                return ops.deform_conv2d(input, offset, weight, 1, 1)
+            return ops.modulated_deform_conv2d(input, offset, mask, weight, bias, 1, 1, 1, 1, 1)
+
+        return convolve
     if implementation == "torchvision":
-        return pytest.importorskip("torchvision").ops.deform_conv2d
-    return cascadeops.deform_conv2d if implementation == "cascadeops" else reference
-
-
-def assert_close(result, expected):
-    assert (result - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-@pytest.mark.parametrize("implementation", ["cascadeops", "torchvision", "reference"])
-@pytest.mark.parametrize("channels", SIZES)
-def bench_deform_conv2d(measure, device, channels, implementation):
-    function, (*tensors, mask) = function_of(implementation), workload(channels, device)
-    expected = cascadeops.deform_conv2d(*tensors, padding=1, mask=mask)
-    measure(
-        f"deform_conv2d, {channels} channels of {expected.shape[2]} x {expected.shape[3]}",
-        implementation,
-        lambda: function(*tensors, padding=1, mask=mask),
-        lambda result: assert_close(result, expected),
-        bytes_moved=sum(tensor.nbytes for tensor in (*tensors, mask, expected)),
+        function = pytest.importorskip("torchvision").ops.deform_conv2d
+    else:
+        function = reference if implementation == "reference" else cascadeops.deform_conv2d
+    return lambda input, offset, weight, bias=None, mask=None: function(
+        input, offset, weight, bias, padding=1, mask=mask
     )
 
 
-@pytest.mark.parametrize("implementation", ["cascadeops", "torchvision"])
+@functools.cache
+def expected(channels, version):
+    """The reference's result and its gradients, all in float32 on the CPU; the gradient of the result is the result."""
+    leaves = [tensor.requires_grad_() for tensor in workload(channels, version)]
+    out = convolution("reference")(*leaves)
+    return out.detach(), torch.autograd.grad(out, leaves, out.detach())
+
+
+def assert_close(result, exact, implementation):
+    tolerance = 0.02 if implementation == "cascadeops bfloat16" else 1e-4
+    assert (result.cpu().float() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize(("version", "implementation"), [*CASES, (2, "reference")])
 @pytest.mark.parametrize("channels", SIZES)
-def bench_deform_conv2d_backward(measure, device, channels, implementation):
-    """All five gradients. The reference is left out: it takes gigabytes."""
-    function, leaves = function_of(implementation), [t.requires_grad_() for t in workload(channels, device)]
+def bench_deform_conv2d(measure, device, channels, version, implementation):
+    function, tensors = convolution(implementation), workload(channels, version, implementation, device)
+    exact = expected(channels, version)[0]
+    measure(
+        f"deform_conv2d, version {version}, {channels} channels of {exact.shape[2]} x {exact.shape[3]}",
+        implementation,
+        lambda: function(*tensors),
+        lambda result: assert_close(result, exact, implementation),
+        bytes_moved=sum(tensor.nbytes for tensor in tensors) + tensors[0].nbytes,
+    )
 
-    def graph(function):
-        return function(*leaves[:4], padding=1, mask=leaves[4])
 
-    out = graph(function)
-    grad = torch.randn_like(out)
-    expected = torch.autograd.grad(graph(cascadeops.deform_conv2d), leaves, grad)
+@pytest.mark.parametrize(("version", "implementation"), CASES)
+@pytest.mark.parametrize("channels", SIZES)
+def bench_deform_conv2d_backward(measure, device, channels, version, implementation):
+    """All gradients. The reference is left out: it takes gigabytes."""
+    function = convolution(implementation)
+    leaves = [tensor.requires_grad_() for tensor in workload(channels, version, implementation, device)]
+    exact, gradients = expected(channels, version)
+    out, grad = function(*leaves), exact.to(device, leaves[0].dtype)
 
     def check(result):
-        for ours, theirs in zip(expected, result, strict=True):
-            assert_close(theirs, ours)
+        for one, other in zip(result, gradients, strict=True):
+            assert_close(one, other, implementation)
 
     measure(
-        f"deform_conv2d backward, {channels} channels of {out.shape[2]} x {out.shape[3]}",
+        f"deform_conv2d backward, version {version}, {channels} channels of {exact.shape[2]} x {exact.shape[3]}",
         implementation,
         lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True),
         check,

@@ -240,13 +240,15 @@ def test_fixed_point_holds_small_and_large_gradients(scale):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradcheck(device, layout):
-    input, offset, weight, bias, *geometry, mask = problem("offset groups cut weight groups", device, layout=layout)
+@pytest.mark.parametrize("name", ["offset groups cut weight groups", "odd sizes, every option"])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_gradcheck(device, name, layout, with_mask):
+    input, offset, weight, bias, *geometry, mask = problem(name, device, layout=layout, with_mask=with_mask)
     # The samples have kinks at whole positions: keep away from them.
     offset = offset.floor() + 0.1 + 0.8 * torch.rand_like(offset)
-    leaves = [tensor.requires_grad_() for tensor in (input, offset, weight, bias, mask)]
+    leaves = [tensor.requires_grad_() for tensor in (input, offset, weight, bias, mask) if tensor is not None]
 
-    def convolve(input, offset, weight, bias, mask):
+    def convolve(input, offset, weight, bias, mask=None):
         return cascadeops.deform_conv2d(input, offset, weight, bias, *geometry, mask)
 
     assert torch.autograd.gradcheck(convolve, leaves, fast_mode=True, nondet_tol=1e-12 if device.type == "cuda" else 0)
@@ -335,6 +337,7 @@ def test_module_is_that_of_torchvision():
         assert repr(ours) == repr(theirs)
         assert ours.state_dict().keys() == theirs.state_dict().keys()
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        ours.load_state_dict(torchvision.ops.DeformConv2d(4, 6, (3, 2), **options).state_dict())
 
 
 def test_module_describes_itself_and_checks_its_groups():
