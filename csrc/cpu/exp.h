@@ -1,4 +1,4 @@
-// exp(-t) of vectors, for t clamped to the range of sigmoid.h; NaN stays NaN.
+// exp(-t) of vectors, for |t| up to the range of sigmoid.h, and what brings t there.
 //
 // Written without comparisons: where a vector is wider than a register, GCC makes scalar code of them.
 #pragma once
@@ -6,26 +6,17 @@
 #include <cmath>
 
 #include "common/sigmoid.h"
-#include "cpu/simd.h"
+#include "cpu/cache_line.h"
 
 namespace cascadeops {
 
-typedef int32_t SignedBits __attribute__((vector_size(64)));
+constexpr int32_t kRangeBits = 0x42aea8f6;  // of kSigmoidRange as a float
 
 // Off by at most 2e-7 + 5e-8 |t| of the result.
 CASCADEOPS_INLINE void exp_of_negated(const Lanes<float>::type& t, Lanes<float>::type& result) {
   using Vector = Lanes<float>::type;
-  constexpr int32_t most = 0x42aea8f6, infinity = 0x7f800000;  // the bits of kSigmoidRange, and of infinity
-  SignedBits bits;
-  memcpy(&bits, &t, sizeof(bits));
-  // Magnitudes order like their bits, and x >> 31 is a mask of all ones for x < 0. Both kinds to keep: below, and NaN.
-  const SignedBits magnitude = bits & 0x7fffffff, above = magnitude - most;
-  const SignedBits keep = above >> 31 | (infinity - magnitude) >> 31;
-  const SignedBits clamped_bits = (most + (above & keep)) | (bits & ~0x7fffffff);
-  Vector clamped;
-  memcpy(&clamped, &clamped_bits, sizeof(clamped));
   // exp(-t) = 2^(n + f) with |f| <= 1/2. Adding 1.5 * 2^23 rounds to a whole number, which then stands in the low bits.
-  const Vector exponent = clamped * -0x1.715476p0f;
+  const Vector exponent = t * -0x1.715476p0f;
   const Vector shifted = exponent + 0x1.8p23f;
   const Vector f = exponent - (shifted - 0x1.8p23f);
   // 2^f: the polynomial of degree 5 whose largest relative error is smallest, 1.1e-7; in pairs, which are independent.
@@ -40,12 +31,46 @@ CASCADEOPS_INLINE void exp_of_negated(const Lanes<float>::type& t, Lanes<float>:
 }
 
 CASCADEOPS_INLINE void exp_of_negated(const Lanes<double>::type& t, Lanes<double>::type& result) {
-  constexpr double range = kSigmoidRange;
-  result = t;
-  for (int64_t lane = 0; lane < Lanes<double>::count; ++lane) {
-    const double clamped = t[lane] > range ? range : t[lane] < -range ? -range : t[lane];
-    result[lane] = std::exp(-clamped);
-  }
+  for (int64_t lane = 0; lane < Lanes<double>::count; ++lane) result[lane] = std::exp(-t[lane]);
 }
+
+// t within +-kSigmoidRange; NaN stays NaN.
+CASCADEOPS_INLINE void clamp_to_range(Lanes<float>::type& t) {
+  constexpr int32_t infinity = 0x7f800000;
+  SignedBits bits;
+  memcpy(&bits, &t, sizeof(bits));
+  // Magnitudes order like their bits, and x >> 31 is a mask of all ones for x < 0. Both kinds to keep: below, and NaN.
+  const SignedBits magnitude = bits & 0x7fffffff, above = magnitude - kRangeBits;
+  const SignedBits keep = above >> 31 | (infinity - magnitude) >> 31;
+  const SignedBits clamped = (kRangeBits + (above & keep)) | (bits & ~0x7fffffff);
+  memcpy(&t, &clamped, sizeof(t));
+}
+
+CASCADEOPS_INLINE void clamp_to_range(Lanes<double>::type& t) {
+  constexpr double range = kSigmoidRange;
+  for (int64_t lane = 0; lane < Lanes<double>::count; ++lane)
+    t[lane] = t[lane] > range ? range : t[lane] < -range ? -range : t[lane];
+}
+
+// Whether any number that was noted lies beyond the range, or is NaN: a fourth of what clamping costs.
+class RangeCheck {
+ public:
+  CASCADEOPS_INLINE void note(const Lanes<float>::type& t) {
+    SignedBits bits;
+    memcpy(&bits, &t, sizeof(bits));
+    left_ |= kRangeBits - (bits & 0x7fffffff);
+  }
+  CASCADEOPS_INLINE void note(const Lanes<double>::type&) { left_ -= 1; }  // doubles are always clamped
+
+  CASCADEOPS_INLINE bool beyond() const {
+    uint64_t pairs[8], any = 0;
+    memcpy(pairs, &left_, sizeof(pairs));
+    for (const uint64_t pair : pairs) any |= pair;
+    return any & 0x8000000080000000;
+  }
+
+ private:
+  SignedBits left_{};  // negative: beyond
+};
 
 }  // namespace cascadeops

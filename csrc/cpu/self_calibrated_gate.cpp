@@ -21,6 +21,7 @@
 #include "checks_self_calibrated_gate.h"
 #include "common/nearest.h"
 #include "common/sigmoid.h"
+#include "cpu/cache_line.h"
 #include "cpu/exp.h"
 #include "dispatch.h"
 #include "layout.h"
@@ -54,7 +55,8 @@ struct Walk {
   int64_t cell_columns() const { return static_cast<int64_t>(columns.size()) - 1; }
   int64_t width() const { return columns.back(); }
   int64_t tasks_per_image() const { return channels_last ? cell_rows() : channels; }
-  int64_t buffer_size() const { return channels_last ? cell_columns() * channels : width(); }
+  int64_t line_length() const { return channels_last ? channels : width(); }
+  int64_t lines_in_buffer() const { return channels_last ? cell_columns() : 1; }
 };
 
 // `lines` lines of `count` elements; the first element is (channel, row, column).
@@ -85,17 +87,34 @@ CASCADEOPS_INLINE scalar_t* at(const MapView<scalar_t>& map, const Block& block)
   return at(map, block.channel, block.row, block.column);
 }
 
-// Calls body(first element, elements, elements done before) for each vector of a line. The last one is moved back to be
-// whole, since a part of a vector costs as much as several.
-template <int64_t width, typename Body>
-CASCADEOPS_INLINE void for_each_vector(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + width <= count; i += width) body(i, width, 0);
-  if (i < count && count < width) body(0, count, 0);
-  if (i < count && count > width) body(count - width, width, i + width - count);
+// A line of `count` numbers in steps of a cache line. The last one is moved back to be whole, since a part costs as
+// much as several; a line shorter than one step has a part only.
+template <typename scalar_t>
+struct Steps {
+  static constexpr int64_t width = CacheLine<scalar_t>::count;
+  int64_t count;
+
+  int64_t size() const { return (count + width - 1) / width; }
+  int64_t lanes() const { return std::min(count, width); }
+  int64_t first(int64_t step) const { return std::min(step * width, count - lanes()); }
+  int64_t padded() const { return size() * width; }
+  // Where number i stands among padded() sums, which are kept step by step: two steps may hold it, the first one
+  // counts.
+  int64_t place(int64_t i) const { return i / width * width + CacheLine<scalar_t>::place(i - first(i / width)); }
+};
+
+template <bool clamped, typename Vector>
+CASCADEOPS_INLINE void bring_into_range(Vector& t, RangeCheck& check) {
+  if constexpr (clamped) {
+    clamp_to_range(t);
+  } else {
+    check.note(t);
+  }
 }
 
-// The maps of one image, and what is done to a block of them.
+// The maps of one image, and what is done to a step of the lines of a block. Numbers beyond the range of the
+// exponential are rare: lines<false> does not clamp, and says whether there was one; then lines<true> does the work
+// again.
 template <typename scalar_t>
 struct Forward {
   MapView<const scalar_t> x, k3, k2;
@@ -105,29 +124,31 @@ struct Forward {
     return channels_last ? x.channel == 1 && k3.channel == 1 : x.column == 1 && k3.column == 1;
   }
 
-  template <typename Order, typename real>
-  CASCADEOPS_INLINE void run(const Block& block, const real* cells, real*) const {
-    using Vector = typename Lanes<real>::type;
-    for_each_vector<Lanes<real>::count>(block.count, [&](int64_t i, int64_t lanes, int64_t) CASCADEOPS_INLINE_LAMBDA {
-      const scalar_t* x_at = at(x, block) + i * Order::element(x);
-      const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
-      scalar_t* out_at = at(out, block) + i;
-      Vector cell;
-      load_lanes(cells + i, 1, lanes, cell);
-      for (int64_t line = 0; line < block.lines; ++line) {
-        Vector t, e, gate, value;
-        load_lanes(x_at, Order::element(x), lanes, t);
-        load_lanes(k3_at, Order::element(k3), lanes, value);
-        t += cell;
-        exp_of_negated(t, e);
+  template <typename Order, bool clamped, typename real>
+  CASCADEOPS_INLINE bool lines(const Block& block, int64_t i, int64_t lanes, const scalar_t* cells, real*) const {
+    const scalar_t* x_at = at(x, block) + i * Order::element(x);
+    const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
+    scalar_t* out_at = at(out, block) + i;
+    RangeCheck check;
+    CacheLine<scalar_t> cell, t, value;
+    cell.load(cells + i, 1, lanes);
+    for (int64_t line = 0; line < block.lines; ++line) {
+      t.load(x_at, Order::element(x), lanes);
+      value.load(k3_at, Order::element(k3), lanes);
+      for (int part = 0; part < t.parts; ++part) {
+        typename Lanes<real>::type e, gate;
+        t.part[part] += cell.part[part];
+        bring_into_range<clamped>(t.part[part], check);
+        exp_of_negated(t.part[part], e);
         sigmoid_of(e, gate);
-        value *= gate;
-        store_lanes(value, out_at, 1, lanes);
-        x_at += Order::line(x);
-        k3_at += Order::line(k3);
-        out_at += Order::line(out);
+        value.part[part] *= gate;
       }
-    });
+      value.store(out_at, 1, lanes);
+      x_at += Order::line(x);
+      k3_at += Order::line(k3);
+      out_at += Order::line(out);
+    }
+    return check.beyond();
   }
 
   template <typename real>
@@ -144,89 +165,109 @@ struct Backward {
                          : grad.column == 1 && x.column == 1 && k3.column == 1;
   }
 
-  template <typename Order, typename real>
-  CASCADEOPS_INLINE void run(const Block& block, const real* cells, real* sums) const {
-    using Vector = typename Lanes<real>::type;
-    for_each_vector<Lanes<real>::count>(
-        block.count, [&](int64_t i, int64_t lanes, int64_t done) CASCADEOPS_INLINE_LAMBDA {
-          const scalar_t* grad_at = at(grad, block) + i * Order::element(grad);
-          const scalar_t* x_at = at(x, block) + i * Order::element(x);
-          const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
-          scalar_t *grad_x_at = at(grad_x, block) + i, *grad_k3_at = at(grad_k3, block) + i;
-          Vector cell, sum;
-          load_lanes(cells + i, 1, lanes, cell);
-          load_lanes(sums + i, 1, lanes, sum);
-          for (int64_t line = 0; line < block.lines; ++line) {
-            Vector t, e, gate, slope, value, upstream;
-            load_lanes(grad_at, Order::element(grad), lanes, upstream);
-            load_lanes(x_at, Order::element(x), lanes, t);
-            load_lanes(k3_at, Order::element(k3), lanes, value);
-            t += cell;
-            exp_of_negated(t, e);
-            sigmoid_of(e, gate, slope);
-            gate *= upstream;
-            slope = upstream * value * slope;
-            sum += slope;
-            store_lanes(gate, grad_k3_at, 1, lanes);
-            store_lanes(slope, grad_x_at, 1, lanes);
-            grad_at += Order::line(grad);
-            x_at += Order::line(x);
-            k3_at += Order::line(k3);
-            grad_x_at += Order::line(grad_x);
-            grad_k3_at += Order::line(grad_k3);
-          }
-          // Elements that the vector before has added already keep their sums.
-          const real* added = reinterpret_cast<const real*>(&sum);
-          for (int64_t lane = done; lane < lanes; ++lane) sums[i + lane] = added[lane];
-        });
+  // sums: those of this step.
+  template <typename Order, bool clamped, typename real>
+  CASCADEOPS_INLINE bool lines(const Block& block, int64_t i, int64_t lanes, const scalar_t* cells, real* sums) const {
+    const scalar_t* grad_at = at(grad, block) + i * Order::element(grad);
+    const scalar_t* x_at = at(x, block) + i * Order::element(x);
+    const scalar_t* k3_at = at(k3, block) + i * Order::element(k3);
+    scalar_t *grad_x_at = at(grad_x, block) + i, *grad_k3_at = at(grad_k3, block) + i;
+    RangeCheck check;
+    CacheLine<scalar_t> cell, t, value, upstream;
+    cell.load(cells + i, 1, lanes);
+    typename Lanes<real>::type sum[t.parts];
+    memcpy(sum, sums, sizeof(sum));
+    for (int64_t line = 0; line < block.lines; ++line) {
+      upstream.load(grad_at, Order::element(grad), lanes);
+      t.load(x_at, Order::element(x), lanes);
+      value.load(k3_at, Order::element(k3), lanes);
+      for (int part = 0; part < t.parts; ++part) {
+        typename Lanes<real>::type e, gate, slope;
+        t.part[part] += cell.part[part];
+        bring_into_range<clamped>(t.part[part], check);
+        exp_of_negated(t.part[part], e);
+        sigmoid_of(e, gate, slope);
+        slope = upstream.part[part] * value.part[part] * slope;
+        sum[part] += slope;
+        t.part[part] = slope;
+        value.part[part] = gate * upstream.part[part];
+      }
+      value.store(grad_k3_at, 1, lanes);
+      t.store(grad_x_at, 1, lanes);
+      grad_at += Order::line(grad);
+      x_at += Order::line(x);
+      k3_at += Order::line(k3);
+      grad_x_at += Order::line(grad_x);
+      grad_k3_at += Order::line(grad_k3);
+    }
+    if (check.beyond()) return true;
+    memcpy(sums, sum, sizeof(sum));
+    return false;
   }
 
   // A row of cells is complete: its sums become the gradient of k2, and are cleared.
   template <typename real>
   CASCADEOPS_INLINE void finish(const Walk& walk, int64_t channel, int64_t cell_row, real* sums) const {
+    const Steps<scalar_t> steps{walk.line_length()};
     for (int64_t j = 0; j < walk.cell_columns(); ++j) {
       if (walk.channels_last) {
+        const real* line = sums + j * steps.padded();
         for (int64_t c = 0; c < walk.channels; ++c)
-          *at(grad_k2, c, cell_row, j) = static_cast<scalar_t>(sums[j * walk.channels + c]);
+          *at(grad_k2, c, cell_row, j) = static_cast<scalar_t>(line[steps.place(c)]);
       } else {
         real sum = 0;
-        for (int64_t column = walk.columns[j]; column < walk.columns[j + 1]; ++column) sum += sums[column];
+        for (int64_t column = walk.columns[j]; column < walk.columns[j + 1]; ++column) sum += sums[steps.place(column)];
         *at(grad_k2, channel, cell_row, j) = static_cast<scalar_t>(sum);
       }
     }
-    std::fill_n(sums, walk.buffer_size(), real(0));
+    std::fill_n(sums, walk.lines_in_buffer() * steps.padded(), real(0));
   }
 };
 
+template <typename Order, typename Maps, typename scalar_t, typename real>
+CASCADEOPS_INLINE void run_block(const Maps& maps, const Block& block, const scalar_t* cells, real* sums) {
+  constexpr bool may_skip_clamping = sizeof(real) == sizeof(float);
+  const Steps<scalar_t> steps{block.count};
+  for (int64_t step = 0; step < steps.size(); ++step, sums += steps.width) {
+    const int64_t i = steps.first(step);
+    if (may_skip_clamping && block.count >= steps.width &&
+        !maps.template lines<Order, false>(block, i, steps.width, cells, sums))
+      continue;
+    maps.template lines<Order, true>(block, i, steps.lanes(), cells, sums);
+  }
+}
+
 // All channels of one row of cells.
-template <typename Order, typename Maps, typename real>
-CASCADEOPS_INLINE void run_row_of_cells(const Walk& walk, const Maps& maps, int64_t cell_row, real* cells, real* sums) {
-  const int64_t channels = walk.channels;
+template <typename Order, typename Maps, typename scalar_t, typename real>
+CASCADEOPS_INLINE void run_row_of_cells(const Walk& walk, const Maps& maps, int64_t cell_row, scalar_t* cells,
+                                        real* sums) {
+  const int64_t channels = walk.channels, padded = Steps<scalar_t>{channels}.padded();
   for (int64_t j = 0; j < walk.cell_columns(); ++j)
-    for (int64_t c = 0; c < channels; ++c) cells[j * channels + c] = static_cast<real>(*at(maps.k2, c, cell_row, j));
+    for (int64_t c = 0; c < channels; ++c) cells[j * channels + c] = *at(maps.k2, c, cell_row, j);
   for (int64_t row = walk.rows[cell_row]; row < walk.rows[cell_row + 1]; ++row) {
     for (int64_t j = 0; j < walk.cell_columns(); ++j) {
       const int64_t column = walk.columns[j];
-      maps.template run<Order>(Block{0, row, column, channels, walk.columns[j + 1] - column}, cells + j * channels,
-                               sums + j * channels);
+      run_block<Order>(maps, Block{0, row, column, channels, walk.columns[j + 1] - column}, cells + j * channels,
+                       sums + j * padded);
     }
   }
   maps.finish(walk, 0, cell_row, sums);
 }
 
-template <typename Order, typename Maps, typename real>
-CASCADEOPS_INLINE void run_channel(const Walk& walk, const Maps& maps, int64_t channel, real* cells, real* sums) {
+template <typename Order, typename Maps, typename scalar_t, typename real>
+CASCADEOPS_INLINE void run_channel(const Walk& walk, const Maps& maps, int64_t channel, scalar_t* cells, real* sums) {
   for (int64_t i = 0; i < walk.cell_rows(); ++i) {
     for (int64_t j = 0; j < walk.cell_columns(); ++j)
-      std::fill(cells + walk.columns[j], cells + walk.columns[j + 1], static_cast<real>(*at(maps.k2, channel, i, j)));
+      std::fill(cells + walk.columns[j], cells + walk.columns[j + 1], *at(maps.k2, channel, i, j));
     const int64_t row = walk.rows[i];
-    maps.template run<Order>(Block{channel, row, 0, walk.width(), walk.rows[i + 1] - row}, cells, sums);
+    run_block<Order>(maps, Block{channel, row, 0, walk.width(), walk.rows[i + 1] - row}, cells, sums);
     maps.finish(walk, channel, i, sums);
   }
 }
 
-template <typename Maps, typename real>
-CASCADEOPS_INLINE void run_task_in_order(const Walk& walk, const Maps& maps, int64_t task, real* cells, real* sums) {
+template <typename Maps, typename scalar_t, typename real>
+CASCADEOPS_INLINE void run_task_in_order(const Walk& walk, const Maps& maps, int64_t task, scalar_t* cells,
+                                         real* sums) {
   const bool adjacent = maps.lines_are_adjacent(walk.channels_last);
   if (walk.channels_last && adjacent)
     run_row_of_cells<Order<true, true>>(walk, maps, task, cells, sums);
@@ -239,14 +280,14 @@ CASCADEOPS_INLINE void run_task_in_order(const Walk& walk, const Maps& maps, int
 }
 
 // One task, compiled for each instruction set and type.
-#define CASCADEOPS_GATE_TASKS(scalar_t)                                                           \
-  CASCADEOPS_CLONES void run_task(const Walk& walk, const Forward<scalar_t>& maps, int64_t task,  \
-                                  accumulate_t<scalar_t>* cells, accumulate_t<scalar_t>* sums) {  \
-    run_task_in_order(walk, maps, task, cells, sums);                                             \
-  }                                                                                               \
-  CASCADEOPS_CLONES void run_task(const Walk& walk, const Backward<scalar_t>& maps, int64_t task, \
-                                  accumulate_t<scalar_t>* cells, accumulate_t<scalar_t>* sums) {  \
-    run_task_in_order(walk, maps, task, cells, sums);                                             \
+#define CASCADEOPS_GATE_TASKS(scalar_t)                                                                            \
+  CASCADEOPS_CLONES void run_task(const Walk& walk, const Forward<scalar_t>& maps, int64_t task, scalar_t* cells,  \
+                                  accumulate_t<scalar_t>* sums) {                                                  \
+    run_task_in_order(walk, maps, task, cells, sums);                                                              \
+  }                                                                                                                \
+  CASCADEOPS_CLONES void run_task(const Walk& walk, const Backward<scalar_t>& maps, int64_t task, scalar_t* cells, \
+                                  accumulate_t<scalar_t>* sums) {                                                  \
+    run_task_in_order(walk, maps, task, cells, sums);                                                              \
   }
 CASCADEOPS_GATE_TASKS(float)
 CASCADEOPS_GATE_TASKS(double)
@@ -255,7 +296,7 @@ CASCADEOPS_GATE_TASKS(torch::headeronly::BFloat16)
 #undef CASCADEOPS_GATE_TASKS
 
 // maps_of(image) gives the maps of one image.
-template <typename real, typename MapsOf>
+template <typename scalar_t, typename MapsOf>
 void run_tasks(const Walk& walk, int64_t images, const MapsOf& maps_of) {
   // Fewer elements are not worth a thread of their own.
   constexpr int64_t kElements = 16384;
@@ -263,7 +304,9 @@ void run_tasks(const Walk& walk, int64_t images, const MapsOf& maps_of) {
   const int64_t elements = walk.channels * walk.rows.back() * walk.width() / per_image;
   const int64_t grain = std::max<int64_t>(kElements / std::max<int64_t>(elements, 1), 1);
   torch::stable::parallel_for(0, images * per_image, grain, [&](int64_t begin, int64_t end) {
-    std::vector<real> cells(walk.buffer_size()), sums(walk.buffer_size());
+    const int64_t lines = walk.lines_in_buffer();
+    std::vector<scalar_t> cells(lines * walk.line_length());
+    std::vector<accumulate_t<scalar_t>> sums(lines * Steps<scalar_t>{walk.line_length()}.padded());
     for (int64_t task = begin; task < end; ++task)
       run_task(walk, maps_of(task / per_image), task % per_image, cells.data(), sums.data());
   });
@@ -280,7 +323,7 @@ Tensor self_calibrated_gate_cpu(Tensor x, Tensor k3, Tensor k2) {
     using scalar_t = decltype(zero);
     const auto read = [](const Tensor& map, int64_t n) { return view_of(map.const_data_ptr<scalar_t>(), map, n); };
     if (x.numel() == 0) return;
-    run_tasks<accumulate_t<scalar_t>>(Walk(x, k2), x.size(0), [&](int64_t n) {
+    run_tasks<scalar_t>(Walk(x, k2), x.size(0), [&](int64_t n) {
       return Forward<scalar_t>{read(x, n), read(k3, n), read(k2, n), view_of(out.mutable_data_ptr<scalar_t>(), out, n)};
     });
   });
@@ -295,7 +338,7 @@ std::tuple<Tensor, Tensor, Tensor> self_calibrated_gate_backward_cpu(Tensor grad
     const auto read = [](const Tensor& map, int64_t n) { return view_of(map.const_data_ptr<scalar_t>(), map, n); };
     const auto write = [](Tensor& map, int64_t n) { return view_of(map.mutable_data_ptr<scalar_t>(), map, n); };
     if (x.numel() == 0) return void(torch::stable::zero_(grad_k2));
-    run_tasks<accumulate_t<scalar_t>>(Walk(x, k2), x.size(0), [&](int64_t n) {
+    run_tasks<scalar_t>(Walk(x, k2), x.size(0), [&](int64_t n) {
       return Backward<scalar_t>{read(grad, n),    read(x, n),        read(k3, n),      read(k2, n),
                                 write(grad_x, n), write(grad_k3, n), write(grad_k2, n)};
     });
