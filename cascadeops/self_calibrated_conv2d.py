@@ -1,12 +1,16 @@
 """The self-calibrated convolution: as a function of folded weights, and as a module that trains."""
 
+import itertools
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from cascadeops.self_calibrated_gate import self_calibrated_gate
 
-_IMPLEMENTATIONS = ("convolutions", "triton")
+_IMPLEMENTATIONS = ("convolutions", "triton", "measured")
 
 
 def self_calibrated_conv2d(
@@ -38,7 +42,10 @@ def self_calibrated_conv2d(
         pooling: side of the cells that k2 sees, in pixels; what is left over at the end is not pooled.
         implementation: ``"convolutions"``: PyTorch's three and the gate. ``"triton"``: k3 and the gate as one Triton
             kernel, for inference on an NVIDIA GPU with groups=1; it saves writing and reading k3's result. It is tuned
-            at the first call for each shape. No GPU has timed it against cuDNN yet, so it is never chosen by itself.
+            at the first call for each shape. ``"measured"``: the first call for each shape also times both on the GPU,
+            and the faster one serves all calls of that shape; ``"convolutions"`` where the kernel cannot serve, or
+            nothing can be timed (while compiling, exporting or capturing a CUDA graph). It pays where few shapes
+            return often: tuning takes seconds a shape. Not the default, since no GPU has timed the kernel yet.
 
     Returns:
         ``[N, D, ceil(H / stride), ceil(W / stride)]``.
@@ -53,10 +60,10 @@ def self_calibrated_conv2d(
     _check(x, k2_weight, k3_weight, k4_weight, stride, dilation, groups, pooling, implementation)
     pooled = avg_pool2d(x, (min(pooling, x.size(2)), min(pooling, x.size(3))))
     k2 = conv2d(pooled, k2_weight, k2_bias, 1, dilation, dilation, groups)
-    if implementation == "triton":
-        gated = _triton_gated_conv2d(x, k3_weight, k3_bias, k2, dilation, groups)
-    else:
-        gated = self_calibrated_gate(x, conv2d(x, k3_weight, k3_bias, 1, dilation, dilation, groups), k2)
+    if implementation == "measured":
+        implementation = _measured_choice(x, k3_weight, k3_bias, k2, dilation, groups)
+    gated_conv2d = _triton_gated_conv2d if implementation == "triton" else _gated_conv2d
+    gated = gated_conv2d(x, k3_weight, k3_bias, k2, dilation, groups)
     return conv2d(gated, k4_weight, k4_bias, stride, dilation, dilation, groups)
 
 
@@ -83,19 +90,62 @@ def _check(x, k2_weight, k3_weight, k4_weight, stride, dilation, groups, pooling
     check(implementation in _IMPLEMENTATIONS, f"implementation must be one of {_IMPLEMENTATIONS}", repr(implementation))
 
 
+def _gated_conv2d(x, k3_weight, k3_bias, k2, dilation, groups) -> Tensor:
+    return self_calibrated_gate(x, conv2d(x, k3_weight, k3_bias, 1, dilation, dilation, groups), k2)
+
+
 def _triton_gated_conv2d(x, k3_weight, k3_bias, k2, dilation, groups) -> Tensor:
-    problem = None
-    if not x.is_cuda:
-        problem = f"needs CUDA tensors, got {x.device}"
-    elif groups != 1:
-        problem = f"needs groups=1, got {groups}"
-    elif torch.is_grad_enabled() and any(map.requires_grad for map in (x, k3_weight, k2)):
-        problem = "has no gradient: use it under torch.no_grad() or torch.inference_mode()"
+    problem = _problem_of_triton(x, k3_weight, k2, groups)
     if problem is not None:
         raise ValueError(f'self_calibrated_conv2d: implementation="triton" {problem}')
     from cascadeops.triton.self_calibrated_conv2d import gated_conv2d  # Triton is not everywhere
 
     return gated_conv2d(x, k3_weight, k3_bias, k2, dilation)
+
+
+def _problem_of_triton(x, k3_weight, k2, groups) -> str | None:
+    """Why the Triton kernel cannot serve a call."""
+    if not x.is_cuda:
+        return f"needs CUDA tensors, got {x.device}"
+    if groups != 1:
+        return f"needs groups=1, got {groups}"
+    if torch.is_grad_enabled() and any(map.requires_grad for map in (x, k3_weight, k2)):
+        return "has no gradient: use it under torch.no_grad() or torch.inference_mode()"
+    return None
+
+
+_choices: dict[tuple, str] = {}
+"""What a call looks like -> the implementation that was faster, for the life of the process."""
+
+
+def _measured_choice(x, k3_weight, k3_bias, k2, dilation, groups) -> str:
+    cannot_time = torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if cannot_time or _problem_of_triton(x, k3_weight, k2, groups) is not None:
+        return "convolutions"
+    if x.dtype == torch.float64 or find_spec("triton") is None:
+        return "convolutions"
+    maps = [(map.dtype, map.shape, map.stride()) for map in (x, k3_weight, k2)]
+    key = (x.device, *maps, k3_bias is None, dilation, torch.backends.cudnn.allow_tf32)
+    if key not in _choices:
+        arguments = x, k3_weight, k3_bias, k2, dilation, groups
+        convolutions = _milliseconds(lambda: _gated_conv2d(*arguments))
+        faster = _milliseconds(lambda: _triton_gated_conv2d(*arguments)) < convolutions
+        _choices[key] = "triton" if faster else "convolutions"
+    return _choices[key]
+
+
+def _milliseconds(function: Callable[[], Tensor], calls: int = 20) -> float:
+    """The GPU's time of one call, the least of three averages. The first calls, which tune, do not count."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+    for _ in range(3):
+        function()
+    for event in events:
+        event.record()
+        if event is not events[-1]:
+            for _ in range(calls):
+                function()
+    events[-1].synchronize()
+    return min(begin.elapsed_time(end) for begin, end in itertools.pairwise(events)) / calls
 
 
 class SelfCalibratedConv2d(nn.Module):

@@ -1,5 +1,7 @@
 """The self-calibrated convolution: function, module and checkpoint names, against plain layers."""
 
+import importlib
+
 import pytest
 import torch
 from tolerances import assert_close_to_reference
@@ -7,6 +9,8 @@ from torch import nn
 
 import cascadeops
 from cascadeops.reference.self_calibrated_conv2d import self_calibrated_conv2d as reference
+
+module_of_operator = importlib.import_module("cascadeops.self_calibrated_conv2d")  # the function has its name
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -197,7 +201,10 @@ def test_autocast(device):
         ({"dilation": -1}, "dilation must be at least 1, got -1"),
         ({"pooling": 0}, "pooling must be at least 1, got 0"),
         ({"groups": 3}, "groups must divide the 8 channels of x, got 3"),
-        ({"implementation": "cudnn"}, r"implementation must be one of \('convolutions', 'triton'\), got 'cudnn'"),
+        (
+            {"implementation": "cudnn"},
+            r"implementation must be one of \('convolutions', 'triton', 'measured'\), got 'cudnn'",
+        ),
         ({"implementation": "triton"}, 'implementation="triton" needs CUDA tensors, got cpu'),
     ],
 )
@@ -206,6 +213,48 @@ def test_errors_say_what_is_wrong(changes, message):
     arguments |= {f"{branch}_weight": torch.zeros(8, 8, 3, 3) for branch in ("k2", "k3", "k4")}
     with pytest.raises(ValueError, match=f"self_calibrated_conv2d: {message}"):
         cascadeops.self_calibrated_conv2d(**(arguments | changes))
+
+
+def test_measured_never_measures_where_the_kernel_cannot_serve(monkeypatch):
+    monkeypatch.setattr(module_of_operator, "_milliseconds", lambda function: pytest.fail("timed"))
+    arguments = random_arguments("cpu", torch.float32, torch.channels_last)
+    result = cascadeops.self_calibrated_conv2d(*arguments, implementation="measured")
+    assert torch.equal(result, cascadeops.self_calibrated_conv2d(*arguments))
+    compiled = torch.compile(cascadeops.self_calibrated_conv2d, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments, implementation="measured"), result)
+
+
+@pytest.mark.parametrize(("of_convolutions", "of_triton"), [(2.0, 1.0), (1.0, 2.0), (1.0, 1.0)])
+def test_measured_takes_triton_only_where_it_was_faster(monkeypatch, of_convolutions, of_triton):
+    """The choice itself, with a clock and a kernel of the test's own: each shape is timed once."""
+    timed, served = [], []
+
+    def triton_kernel(*arguments):
+        served.append("triton")
+        return module_of_operator._gated_conv2d(*arguments)
+
+    def clock(function):
+        calls = len(served)
+        function()
+        timed.append("triton" if len(served) > calls else "convolutions")
+        del served[calls:]
+        return of_triton if timed[-1] == "triton" else of_convolutions
+
+    monkeypatch.setattr(module_of_operator, "_choices", {})
+    monkeypatch.setattr(module_of_operator, "_problem_of_triton", lambda *arguments: None)
+    monkeypatch.setattr(module_of_operator, "find_spec", lambda name: name)
+    monkeypatch.setattr(module_of_operator, "_triton_gated_conv2d", triton_kernel)
+    monkeypatch.setattr(module_of_operator, "_milliseconds", clock)
+    for size in ((13, 18), (13, 18), (9, 9)):
+        arguments = random_arguments("cpu", torch.float32, torch.channels_last, size=size)
+        result = cascadeops.self_calibrated_conv2d(*arguments, implementation="measured")
+        torch.testing.assert_close(result, reference(*arguments))
+    assert timed == ["convolutions", "triton"] * 2
+    assert len(served) == (3 if of_triton < of_convolutions else 0)
+    module_of_operator._choices.clear()
+    doubles = random_arguments("cpu", torch.float64, torch.channels_last)
+    cascadeops.self_calibrated_conv2d(*doubles, implementation="measured")
+    assert len(timed) == 4  # the kernel has no float64
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
