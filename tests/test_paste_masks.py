@@ -1,7 +1,9 @@
 """paste_masks: box-sized mask probabilities at image size."""
 
+import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,18 @@ def test_equals_mmdetection(device):
     assert torch.equal(result.cpu(), expected >= 0.5)
 
 
+def test_equals_the_numbers_of_a_public_check():
+    # A hash's values in [0, 1) as the mask, and what mmdetection's pasting makes of them.
+    h = (np.arange(1, 785, dtype=np.uint64) * 2654435761 + zlib.crc32(b"mask")) % 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        h = (h ^ h >> np.uint64(shift)) * np.uint64(factor) % 2**32
+    probs = torch.from_numpy(h / 2**32).float().view(1, 28, 28)
+    boxes = torch.tensor([[3.2, 4.7, 40.1, 30.9]])
+    soft = paste_probs(probs, boxes, (48, 64))
+    assert abs(soft.sum().item() - 492.9503) < 1e-3 and abs(soft[0, 10, 10].item() - 0.7120686) < 1e-6
+    assert paste_masks(probs, boxes, (48, 64)).sum() == 509
+
+
 def test_by_hand(device):
     # One cell of probability 1 over [1, 3) x [1, 2): bilinear, so the value falls from 1 at the centre (2, 1.5) by a
     # half for each half width. Pixel centres in x: 0.5, 1.5, 2.5, 3.5 -> 1/4, 3/4, 3/4, 1/4; in y: -> 0, 1, 0.
@@ -145,6 +159,35 @@ def test_a_mask_of_more_pixels_than_detectron2_can_paste(device):
     assert not packed[0, : height - 10].any()
     assert (packed[0, height - 10 :, 12] == 0b11110000).all() and (packed[0, height - 10 :, 13] == 255).all()
     assert (packed[0, height - 10 :, 14] == 0b00001111).all()
+
+
+def free_gigabytes(device):
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0] / 2**30
+    found = re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text()) if sys.platform == "linux" else None
+    return int(found[1]) / 2**20 if found else 0.0
+
+
+def test_a_result_of_more_than_2_to_the_31_elements(device):
+    side = 26_760  # three masks: 2**31 is passed inside the last
+    if free_gigabytes(device) < 4:
+        pytest.skip("needs 4 GB")
+    boxes = torch.tensor([[0.0, 0, 9, 5], [side - 7, 100, side, 104], [side - 6, side - 3, side, side]])
+    masks = paste_masks(torch.ones(3, 28, 28).to(device), boxes.to(device), (side, side))
+    assert masks.numel() > 2**31 and masks[:2].numel() < 2**31
+    expected = [(0, 5, 0, 9), (100, 104, side - 7, side), (side - 3, side, side - 6, side)]
+    for mask, (top, bottom, left, right) in zip(masks, expected, strict=True):
+        assert mask[top:bottom, left:right].all()
+        mask[top:bottom, left:right] = False
+    assert masks.view(torch.int64).count_nonzero() == 0  # eight pixels at a time
+
+
+def test_more_masks_than_a_grid_has_rows(device):
+    # mmdetection#356, #416: beyond 65,535 blocks the launch failed, and the run went on.
+    count = 70_000
+    boxes = torch.tensor([[0.0, 0, 1, 1], [1, 0, 2, 1], [2, 0, 3, 1]]).repeat(count, 1)[:count]
+    masks = paste_masks(torch.ones(count, 1, 1).to(device), boxes.to(device), (1, 3))
+    assert torch.equal(masks[:, 0].cpu(), torch.eye(3, dtype=torch.bool).repeat(count, 1)[:count])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -232,9 +275,23 @@ def test_errors(device, changes, message):
 
 
 @pytest.mark.parametrize(("threshold", "packed"), [(0.5, False), (-1.0, False), (0.5, True)])
-def test_opcheck(device, threshold, packed):
-    arguments = (torch.rand(len(BOXES), 7, 9, device=device), BOXES.to(device), *IMAGE, threshold, packed)
-    torch.library.opcheck(torch.ops.cascadeops.paste_masks.default, arguments)
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "strided", "empty"])
+def test_opcheck(device, threshold, packed, layout):
+    probs, boxes = torch.rand(len(BOXES), 7, 9, device=device), BOXES.to(device)
+    if layout == "permuted":
+        probs, boxes = probs.permute(2, 0, 1).contiguous().permute(1, 2, 0), boxes.T.contiguous().T
+    elif layout == "strided":
+        probs, boxes = probs[:, ::2, 1::3], boxes[:, [0, 0, 1, 1, 2, 2, 3, 3]][:, ::2]
+    elif layout == "empty":
+        probs, boxes = probs[:0], boxes[:0]
+    torch.library.opcheck(torch.ops.cascadeops.paste_masks.default, (probs, boxes, *IMAGE, threshold, packed))
+
+
+def test_autocast_changes_nothing(device):
+    probs, boxes = torch.rand(len(BOXES), 7, 9).to(device), BOXES.to(device)
+    expected = paste_masks(probs, boxes, IMAGE, -1.0)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(paste_masks(probs, boxes, IMAGE, -1.0), expected)
 
 
 def test_compiles_without_a_graph_break(device):

@@ -1,5 +1,9 @@
 """paste_masks_rle: box-sized mask probabilities straight to COCO run-length encoding."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from pycocotools import mask as coco
 from cascadeops import paste_masks, paste_masks_rle
 from cascadeops.reference.paste_masks_rle import paste_masks_rle as reference
 
+ROOT = Path(__file__).parent.parent
 NAN = float("nan")
 
 
@@ -101,6 +106,103 @@ def test_a_thousand_masks_on_an_image_of_a_billion_pixels(device):
     assert int(coco.area(result[0])) == sum(int(ones[rows].sum()) for rows in np.array_split(packed[0], 256))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_time_and_memory_of_a_thousand_masks_on_an_image_of_a_billion_pixels():
+    # One mask of that image is a gigabyte. Large and small detections with soft edges, as of a real image.
+    script = """
+import re, time, torch, cascadeops
+from cascadeops import paste_masks_rle
+kilobytes = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+torch.manual_seed(0)
+side, masks = 32_768, 1000
+centre, size = torch.rand(masks, 2) * side, 8 * (2000 / 8) ** torch.rand(masks, 2)
+boxes = torch.cat([centre - size / 2, centre + size / 2], 1)
+y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+probs = torch.sigmoid(8 * (0.4 + 0.5 * torch.rand(masks, 1, 1) - (x * x + y * y).sqrt()))
+paste_masks_rle(probs[:1], boxes[:1], (9, 9))
+before, start = kilobytes(), time.process_time()
+result = paste_masks_rle(probs, boxes, (side, side))
+print(time.process_time() - start, kilobytes() - before, sum(len(rle["counts"]) for rle in result) // 1024)
+"""
+    output = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    seconds, grown, result = map(float, output.split())  # seconds of the processor; kilobytes
+    assert result > 300  # masks were drawn
+    assert grown < 16 * result + 8 * 1024 and seconds < 20, output
+
+
+@pytest.mark.parametrize("image_size", [(32_768, 150), (150, 32_768), (3000, 4000)])
+def test_large_masks_are_pycocotools_of_the_pasted_ones(device, image_size):
+    height, width = image_size
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
+    probs = torch.sigmoid(8 * (0.7 - (x * x + y * y).sqrt()) + torch.randn(4, 28, 28))
+    boxes = torch.tensor([[-0.1, -0.1, 1.1, 1.1], [0, 0, 1, 1], [0.3, 0.2, 0.6, 0.9], [0.5, -0.5, 3, 1.5]])
+    boxes = boxes * torch.tensor([width, height, width, height])
+    result = paste_masks_rle(probs.to(device), boxes.to(device), image_size)
+    assert result == encoded(paste_masks(probs, boxes, image_size))
+
+
+def runs_of(counts):
+    """Run lengths of the compressed form, from its description (csrc/common/rle.h)."""
+    runs, value, shift = [], 0, 0
+    for byte in counts:
+        assert 48 <= byte < 112  # printable: no NUL can end the string early
+        group = byte - 48
+        value |= (group & 31) << shift
+        shift += 5
+        if not group & 32:
+            value -= (group >> 4 & 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    assert shift == 0  # the last number ends: pycocotools reads beyond the string otherwise
+    return runs
+
+
+def test_runs_of_more_than_2_to_the_31_pixels(device):
+    # Seven bytes a number, where pycocotools' encoder allots six and a NUL: heap overflow.
+    height, width = 65_535, 65_536
+    boxes = torch.tensor([[width - 2.0, height - 3, width, height], [0, 0, 1, 2], [0, 0, width, height]])
+    probs = torch.ones(3, 64, 64)
+    probs[2] = 0
+    result = paste_masks_rle(probs.to(device), boxes.to(device), (height, width))
+    total = height * width
+    first = (width - 2) * height + height - 3
+    assert runs_of(result[0]["counts"]) == [first, 3, height - 3, 3]
+    assert runs_of(result[1]["counts"]) == [0, 2, total - 2]
+    assert runs_of(result[2]["counts"]) == [total]
+    assert len(result[2]["counts"]) == 7
+
+
+def test_runs_that_end_pycocotools_process_are_never_written(device):
+    # Its decoder, toBbox and merge trust the counts: they must add up to the image, and none but the first be 0
+    # (cocodataset PR 477: the box of repeated zeros is wrong). No mask has no counts: merging empty ones is a crash.
+    probs = torch.cat([torch.rand(20, 5, 7), torch.zeros(1, 5, 7), torch.ones(1, 5, 7)])
+    for height, width in ((1, 1), (1, 40), (40, 1), (23, 31)):
+        boxes = random_boxes(22, (height, width), 40)
+        boxes[-1] = torch.tensor([-9.0, -9, width + 9, height + 9])
+        for rle in paste_masks_rle(probs.to(device), boxes.to(device), (height, width)):
+            runs = runs_of(rle["counts"])
+            assert sum(runs) == height * width and runs and all(runs[1:]) and rle["size"] == [height, width]
+
+
+def test_every_second_pixel(device):
+    # The most runs an image can have (NVIDIA/cocoapi PR 11: pasting outran a buffer of fixed size).
+    height, width = 60, 70
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    boxes = torch.tensor([[0.0, 0, width, height]]).repeat(2, 1)  # a cell is a pixel
+    probs = torch.stack([(x + y) % 2, (y + 1) % 2]).float()
+    result = paste_masks_rle(probs.to(device), boxes.to(device), (height, width), 0.75)
+    assert result == encoded(probs.byte())
+    assert len(runs_of(result[1]["counts"])) == height * width + 1
+
+
+def test_more_masks_than_a_grid_has_rows(device):
+    boxes = torch.tensor([[0.0, 0, 1, 1], [1, 0, 2, 1], [2, 0, 3, 1]]).repeat(70_000, 1)[:70_000]
+    result = paste_masks_rle(torch.ones(70_000, 1, 1).to(device), boxes.to(device), (1, 3))
+    due = [runs_of(rle["counts"]) for rle in result[:3]]
+    assert due == [[0, 1, 2], [1, 1, 1], [2, 1]]
+    assert all(rle["counts"] == result[i % 3]["counts"] for i, rle in enumerate(result))
+
+
 def test_smooth_masks(device):
     # Most of their pixels lie between cells on one side of the threshold, where the CPU kernel does not evaluate them.
     y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
@@ -155,6 +257,8 @@ def test_box_that_is_not_finite_is_an_error_on_the_cpu_and_empty_on_cuda(device)
         ({"image_size": (5, 0)}, r"image_size \(height, width\) must be in \[1, 2\*\*23\], got \(5, 0\)"),
         ({"image_size": (2**16, 2**16)}, r"image_size must hold fewer than 2\*\*32 pixels, got \(65536, 65536\)"),
         ({"probs": torch.zeros(2, 28, 28, dtype=torch.int64)}, "probs must have a floating dtype, got int64"),
+        ({"image_size": (2**20, 2**20)}, "image_size must hold fewer than"),  # pycocotools' decoder of such: a crash
+        ({"image_size": (0, 5)}, r"must be in \[1, 2\*\*23\], got \(0, 5\)"),  # its toBbox: division by 0
         ({"threshold": -1.0}, "threshold must be positive, got -1"),
     ],
 )
@@ -165,9 +269,31 @@ def test_errors(device, changes, message):
         paste_masks_rle(**moved)
 
 
-def test_opcheck(device):
+@pytest.mark.parametrize("image_size", [(5.0, 5.0), (5, None), 5.5, "55"])
+def test_a_size_that_is_no_integer_is_an_error(image_size):  # pycocotools returns uninitialised memory for floats
+    with pytest.raises(TypeError, match=r"paste_masks_rle: image_size must be two integers \(height, width\), got"):
+        paste_masks_rle(torch.zeros(1, 2, 2), torch.zeros(1, 4), image_size)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "empty"])
+def test_opcheck(device, layout):
     probs, boxes = torch.rand(5, 7, 9).to(device), random_boxes(5, (37, 29), 40).to(device)
+    if layout == "permuted":
+        probs, boxes = probs.permute(2, 0, 1).contiguous().permute(1, 2, 0), boxes.T.contiguous().T
+    elif layout == "empty":
+        probs, boxes = probs[:0], boxes[:0]
     torch.library.opcheck(torch.ops.cascadeops.paste_masks_rle.default, (probs, boxes, 37, 29, 0.5))
+
+
+def test_operator_exports(device):
+    class Module(torch.nn.Module):
+        def forward(self, probs, boxes):
+            return torch.ops.cascadeops.paste_masks_rle(probs, boxes, 37, 29, 0.5)
+
+    arguments = torch.rand(5, 7, 9).to(device), random_boxes(5, (37, 29), 40).to(device)
+    exported = torch.export.export(Module(), arguments).module()
+    for got, want in zip(exported(*arguments), Module()(*arguments), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_operator_compiles_without_a_graph_break(device):

@@ -1,5 +1,7 @@
 """preprocess: uint8 images of several sizes to one normalised, padded batch."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_the_size_is_that_of_the_training_pipeline(height, width, short, long):
 
 
 @pytest.mark.parametrize("size", [(90, 120), (20, 31), (45, 60), (64, 64)])
-def test_at_most_one_grey_level_from_torch_and_opencv(device, size):
+def test_at_most_one_grey_level_from_torch(device, size):
     image = torch.randint(256, (45, 60, 3), dtype=torch.uint8)
     # Fixed-point interpolation, as OpenCV's; torch rounds to whole numbers like it.
     theirs = torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], size, mode="bilinear")[0]
@@ -84,9 +86,31 @@ def test_at_most_one_grey_level_from_torch_and_opencv(device, size):
     if reference_size(45, 60, *resize) == size:
         batch, _ = preprocess([image.to(device)], resize, divisor=1, **IDENTITY)
         assert (batch[0].cpu() - theirs).abs().max() <= 1
+
+
+def test_at_most_one_grey_level_from_opencv(device):
+    # Recorded: cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR) of OpenCV 5.0.0. With values in [0, 1] a
+    # grey level is 1/255.
+    goldens = np.load(Path(__file__).parent / "goldens" / "opencv.npz")
+    image = torch.from_numpy(goldens["image"])
+    results = {name: torch.from_numpy(goldens[name]) for name in goldens if name != "image"}
+    assert len(results) == 5
+    for result in results.values():
+        size = result.shape[:2]
+        assert (resize_image(image.double(), size) - result).abs().max() <= 1
+        resize = min(size), max(size)
+        if reference_size(*image.shape[:2], *resize) == size:
+            batch, _ = preprocess([image.to(device)], resize, (0.0,) * 3, (255.0,) * 3, divisor=1)
+            difference = (batch[0].permute(1, 2, 0).cpu() - result / 255).abs()
+            assert difference.max() <= 1.0001 / 255 and difference.mean() < 0.3 / 255
+
+
+def test_at_most_one_grey_level_from_the_opencv_that_is_installed():
     cv2 = pytest.importorskip("cv2")
-    expected = cv2.resize(image.numpy(), size[::-1], interpolation=cv2.INTER_LINEAR)
-    assert np.abs(ours.permute(1, 2, 0).numpy() - expected).max() <= 1
+    image = torch.randint(256, (45, 60, 3), dtype=torch.uint8)
+    for size in [(90, 120), (20, 31), (45, 60), (64, 64)]:
+        expected = cv2.resize(image.numpy(), size[::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.abs(resize_image(image.double(), size).numpy() - expected).max() <= 1
 
 
 def test_images_of_any_strides(device):
@@ -165,11 +189,25 @@ def test_a_size_beyond_the_batch_is_an_error():
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_opcheck(device, channels_last):
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "planar", "strided"])
+def test_opcheck(device, channels_last, layout):
     images = random_images([(9, 12), (14, 7)], device)
-    images[1] = images[1].transpose(0, 1)
+    if layout == "transposed":
+        images[1] = images[1].transpose(0, 1)
+    elif layout == "planar":
+        images = [image.permute(2, 0, 1).contiguous().permute(1, 2, 0) for image in images]
+    elif layout == "strided":
+        images = [image.repeat_interleave(2, dim=1)[:, ::2] for image in images]
     arguments = (images, [18, 24, 5, 7], 32, 24, [1.0] * 3, [2.0] * 3, torch.float16, channels_last)
     torch.library.opcheck(torch.ops.cascadeops.preprocess.default, arguments)
+
+
+def test_autocast_changes_nothing(device):
+    images = random_images([(9, 12), (14, 7)], device)
+    expected, _ = preprocess(images, (20, 30))
+    with torch.autocast(device.type, torch.bfloat16):
+        batch, _ = preprocess(images, (20, 30))
+    assert batch.dtype == torch.float32 and torch.equal(batch, expected)
 
 
 def test_compiles_and_exports(device):
