@@ -1,6 +1,8 @@
 """match_boxes: the IoU assigner without a matrix of IoUs."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascadeops import match_boxes
-from cascadeops.reference.match_boxes import IGNORED, NEGATIVE
+from cascadeops.reference.match_boxes import IGNORED, NEGATIVE, box_iou
 from cascadeops.reference.match_boxes import match_boxes as reference
 
 EXAMPLES = int(os.environ.get("CASCADEOPS_EXAMPLES", 100))
@@ -59,6 +61,66 @@ def test_equals_reference_on_anchors(device):
     result = match_boxes(*(tensor.to(device) for tensor in (*expanded, gt_boxes, gt_valid)), *RPN)
     assert_same(result, reference(*expanded, gt_boxes, gt_valid, *RPN))
     assert (result[0] >= 0).sum() >= 40 and (result[0] == IGNORED).any() and (result[2] < 0).all()
+
+
+def assign_by_blocks(boxes, valid, gt_boxes, low, high):
+    """The rules of mmdetection's MaxIoUAssigner, min_pos_iou = low, with never more than a block of the matrix."""
+    rows = torch.arange(len(boxes)).split(16_384)
+    ious = lambda block: torch.where(valid[block], box_iou(gt_boxes[None], boxes[None, block])[0], -1.0)  # noqa: E731
+    best_of_gt = torch.stack([ious(block).amax(1) for block in rows]).amax(0)
+    match = torch.full((len(boxes),), IGNORED)
+    for block in rows:
+        iou = ious(block)
+        best, gt = iou.max(0)
+        match[block[best < low]] = NEGATIVE
+        match[block[best >= high]] = gt[best >= high]
+        for row in (best_of_gt >= low).nonzero()[:, 0].tolist():  # later ground truths overwrite
+            match[block[iou[row] == best_of_gt[row]]] = row
+    return torch.where(valid, match, IGNORED)
+
+
+def test_equals_mmdetection_on_268569_anchors_and_500_ground_truths(device):
+    """Three anchors a cell of P2 to P6 at 800 x 1344: 537 MB as a matrix of float32."""
+    sizes = [[8.0 * stride * ratio for ratio in (1.0, 1.26, 1.59)] for stride in (4, 8, 16, 32, 64)]
+    levels = zip((200, 100, 50, 25, 13), (336, 168, 84, 42, 21), (4, 8, 16, 32, 64), sizes, strict=True)
+    boxes = torch.cat([grid_of_anchors(*level) for level in levels])
+    valid = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] < torch.tensor([1344, 800])).all(1)
+    corner, size = torch.rand(500, 2) * torch.tensor([1300, 780.0]), 8 * 50 ** torch.rand(500, 2)
+    gt_boxes = torch.cat([corner, corner + size], 1)
+    gt_boxes[250:300] = gt_boxes[:50]  # ties between ground truths
+    gt_boxes[300:350] = boxes[valid][:: valid.sum() // 50][:50]  # IoUs of 1
+    assert len(boxes) == 268_569
+    inputs = boxes[None], valid[None], gt_boxes[None], torch.ones(1, 500, dtype=torch.bool)
+    result = match_boxes(*(tensor.to(device) for tensor in inputs), *RPN)[0].cpu()
+    assert torch.equal(result, assign_by_blocks(boxes, valid, gt_boxes, 0.3, 0.7))
+    assert (result >= 0).sum() > 500 and (result == NEGATIVE).sum() > 10_000 and (result[valid] == IGNORED).any()
+
+
+MEMORY = """
+import torch, cascadeops
+
+def memory(field):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field))
+
+corner, gt_corner = torch.rand(1, 268_569, 2) * 1000, torch.rand(1, 500, 2) * 1000
+boxes, gt_boxes = torch.cat([corner, corner + 50], 2), torch.cat([gt_corner, gt_corner + 60], 2)
+valid, gt_valid = torch.ones(1, 268_569, dtype=torch.bool), torch.ones(1, 500, dtype=torch.bool)
+cascadeops.match_boxes(boxes[:, :9], valid[:, :9], gt_boxes, gt_valid, 0.7, 0.3, 0.3)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts anew
+before = memory("VmRSS")
+cascadeops.match_boxes(boxes, valid, gt_boxes, gt_valid, 0.7, 0.3, 0.3)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+def test_memory_is_that_of_boxes_and_ground_truths():
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # or memory freed before would hide some
+    result = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 8 * 268_569 < int(result.stdout) < 16 * (268_569 + 500)  # the result takes 8 bytes a box
 
 
 @st.composite

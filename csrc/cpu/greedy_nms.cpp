@@ -8,7 +8,7 @@
 //   and (1 - t) / t widths to the left of the candidate's; only those cells are looked at. Heights likewise.
 // - The visit goes in chunks of growing length and ends with the chunk in which max_output are reached.
 //
-// Memory: 60 bytes per candidate, most of it for the kept boxes.
+// Memory: at most 64 bytes per candidate, those of the caller's lists included (tests/test_nms_at_scale.py).
 
 #include "cpu/greedy_nms.h"
 
@@ -27,8 +27,9 @@ namespace cascadeops {
 namespace {
 
 constexpr int kLanes = 16;  // one AVX-512 vector
-constexpr int64_t kCandidatesPerCell = 32, kMostCellsPerSide = 64;
-constexpr int64_t kFirstChunk = 4096, kCandidatesPerThread = 1024;  // fewer are not worth a thread
+constexpr int64_t kCandidatesPerCell = 32;
+constexpr double kCellsPerBox = 2;  // along an axis, of a box of mean size; more would be looked at half empty
+constexpr int64_t kFirstChunk = 1024, kCandidatesPerThread = 1 << 14;  // fewer, a millisecond, are not worth a thread
 
 // Positions by descending score, equal scores by position: a radix sort with three digits of 11 bits.
 std::vector<int32_t> sort_by_score(const std::vector<float>& scores) {
@@ -75,9 +76,9 @@ struct BoundRule {
   }
 };
 
-// Where top left corners lie in an image, as far as candidates have any.
+// Where top left corners lie in an image, as far as candidates have any, and the mean box.
 struct Extent {
-  double x = 0, y = 0, width = 0, height = 0;
+  double x = 0, y = 0, width = 0, height = 0, mean_width = 0, mean_height = 0;
 
   explicit Extent(const std::vector<Box>& boxes) {
     if (boxes.empty()) return;
@@ -85,8 +86,11 @@ struct Extent {
     for (const Box& box : boxes) {
       x1 = std::min(x1, box.x1), x2 = std::max(x2, box.x1);
       y1 = std::min(y1, box.y1), y2 = std::max(y2, box.y1);
+      mean_width += std::max(0.0, static_cast<double>(box.x2) - box.x1);
+      mean_height += std::max(0.0, static_cast<double>(box.y2) - box.y1);
     }
     x = x1, y = y1, width = static_cast<double>(x2) - x1, height = static_cast<double>(y2) - y1;
+    mean_width /= static_cast<double>(boxes.size()), mean_height /= static_cast<double>(boxes.size());
   }
 };
 
@@ -96,7 +100,7 @@ struct Range {
 
 // The kept boxes of one group.
 struct Group {
-  int side = 1;                                   // cells along each axis of the grid
+  int columns = 1, rows = 1;                      // of the grid
   double x = 0, y = 0, x_scale = 0, y_scale = 0;  // origin, and cells per pixel
   double widest = 0, highest = 0;                 // of the kept boxes
   int64_t count = 0;                              // of the kept boxes, those without area included
@@ -105,21 +109,33 @@ struct Group {
   std::vector<Block> blocks;
 
   void prepare(const Extent& extent, int64_t candidates) {
-    side = static_cast<int>(std::clamp<int64_t>(std::sqrt(candidates / kCandidatesPerCell), 1, kMostCellsPerSide));
+    const double most_columns = kCellsPerBox * extent.width / extent.mean_width;  // or infinity, or NaN
+    const double most_rows = kCellsPerBox * extent.height / extent.mean_height;
+    const auto cells = static_cast<double>(candidates / kCandidatesPerCell);
+    const double shrink = std::sqrt(std::min(1.0, cells / (most_columns * most_rows)));
+    columns = whole_number(most_columns * shrink, cells);
+    rows = whole_number(most_rows * shrink, cells / columns);
     x = extent.x, y = extent.y;
-    x_scale = extent.width > 0 ? side / extent.width : 0;
-    y_scale = extent.height > 0 ? side / extent.height : 0;
-    newest.assign(int64_t{side} * side, -1);
-    used.assign(int64_t{side} * side, kLanes);
+    x_scale = extent.width > 0 ? columns / extent.width : 0;
+    y_scale = extent.height > 0 ? rows / extent.height : 0;
+    newest.assign(int64_t{columns} * rows, -1);
+    used.assign(int64_t{columns} * rows, kLanes);
+    blocks.reserve(candidates / kLanes + newest.size());  // the most there can be: growing would hold them twice
+  }
+
+  // From 1 to `most`, NaN becomes 1.
+  static int whole_number(double value, double most) {
+    return value > 1 ? static_cast<int>(std::max(1.0, std::min(value, most))) : 1;
   }
 
   // Cells do not decrease with the coordinate, so a range of coordinates is a range of cells.
-  CASCADEOPS_INLINE int cell(double distance, double scale) const {
-    return static_cast<int>(std::clamp(distance * scale, 0.0, side - 1.0));
+  CASCADEOPS_INLINE static int cell(double distance, double scale, int cells) {
+    return static_cast<int>(std::clamp(distance * scale, 0.0, cells - 1.0));
   }
 
   CASCADEOPS_INLINE void add(const Box& box, float bound) {
-    const int place = cell(box.y1 - y, y_scale) * side + cell(box.x1 - x, x_scale);
+    const int place = cell(static_cast<double>(box.y1) - y, y_scale, rows) * columns +
+                      cell(static_cast<double>(box.x1) - x, x_scale, columns);
     if (used[place] == kLanes) {
       older.push_back(newest[place]);
       newest[place] = static_cast<int32_t>(blocks.size());
@@ -152,11 +168,11 @@ CASCADEOPS_INLINE bool any_above(const Block& block, const Box& box, float bound
 
 // The cells whose corners a box that suppresses `low` .. `high` can have along one axis. A millionth more than the rule
 // above, which is more than the roundings of float64.
-CASCADEOPS_INLINE Range reach(const Group& group, float low, float high, double largest, double origin, double scale,
+CASCADEOPS_INLINE Range reach(float low, float high, double largest, double origin, double scale, int cells,
                               double threshold) {
   const double size = (static_cast<double>(high) - low) * (1 - threshold) * (1 + 0x1p-20);
   const double before = std::min(size / threshold, largest * (1 + 0x1p-20));
-  return {group.cell(low - before - origin, scale), group.cell(low + size - origin, scale)};
+  return {Group::cell(low - before - origin, scale, cells), Group::cell(low + size - origin, scale, cells)};
 }
 
 // Visits the candidates of one group that `ranks` name, and marks those that are kept.
@@ -170,14 +186,15 @@ void sweep(Group& group, const Box* boxes, const int32_t* order, const int32_t* 
     if (has_area) {
       const float bound = bound_of(box);
       Range columns{0, 0}, rows{0, 0};
-      if (group.side > 1) {
-        columns = reach(group, box.x1, box.x2, group.widest, group.x, group.x_scale, test.threshold);
-        rows = reach(group, box.y1, box.y2, group.highest, group.y, group.y_scale, test.threshold);
+      if (group.columns > 1) {
+        columns = reach(box.x1, box.x2, group.widest, group.x, group.x_scale, group.columns, test.threshold);
       }
+      if (group.rows > 1)
+        rows = reach(box.y1, box.y2, group.highest, group.y, group.y_scale, group.rows, test.threshold);
       bool suppressed = false;
       for (int row = rows.first; row <= rows.last && !suppressed; ++row) {
         for (int column = columns.first; column <= columns.last && !suppressed; ++column) {
-          int32_t block = group.newest[row * group.side + column];
+          int32_t block = group.newest[row * group.columns + column];
           for (; block >= 0 && !suppressed; block = group.older[block]) {
             suppressed = any_above(group.blocks[block], box, bound, test);
           }
@@ -221,7 +238,8 @@ std::vector<int32_t> greedy_nms(const Candidates& candidates, const IouTest& tes
 
   std::vector<uint8_t> is_kept(total);
   std::vector<int32_t> kept, first, ranks;
-  int64_t chunk = max_output > total / 4 ? total : std::max(kFirstChunk, 2 * max_output);
+  kept.reserve(std::min(total, max_output));
+  int64_t chunk = max_output >= total ? total : std::max(kFirstChunk, 2 * max_output);
   for (int64_t begin = 0; begin < total && static_cast<int64_t>(kept.size()) < max_output; chunk *= 2) {
     const int64_t end = begin + std::min(chunk, total - begin);
     divide_by_group(candidates, order, begin, end, first, ranks);
@@ -236,6 +254,7 @@ std::vector<int32_t> greedy_nms(const Candidates& candidates, const IouTest& tes
         if (groups[group].newest.empty()) groups[group].prepare(extent, sizes[group]);
         sweep(groups[group], candidates.boxes.data(), order.data(), &ranks[first[group]],
               first[group + 1] - first[group], test, max_output, is_kept.data());
+        if (end == total) groups[group] = Group();  // its memory is free for the next one
       }
     });
     for (int64_t rank = begin; rank < end && static_cast<int64_t>(kept.size()) < max_output; ++rank) {
