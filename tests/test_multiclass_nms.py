@@ -133,16 +133,31 @@ def test_errors(device, changes, message):
 
 
 def test_opcheck(device):
+    operator = torch.ops.cascadeops.multiclass_nms.default
     for box_per_class in (False, True):
         boxes, scores = (tensor.to(device) for tensor in random_rows(2, 20, 3, box_per_class))
-        torch.library.opcheck(torch.ops.cascadeops.multiclass_nms.default, (boxes, scores, 0.3, 0.5, 7))
+        permuted = [tensor.permute(2, 0, 1).contiguous().permute(1, 2, 0) for tensor in (boxes, scores)]
+        for inputs in ((boxes, scores), permuted, (boxes[:, :0], scores[:, :0])):
+            torch.library.opcheck(operator, (*inputs, 0.3, 0.5, 7))
 
 
-def test_compiles_without_a_graph_break(device):
+def test_compiles_without_a_graph_break_and_exports(device):
+    class Detections(torch.nn.Module):
+        def forward(self, boxes, scores):
+            return multiclass_nms(boxes, scores, 0.3, 0.5, 7)
+
     boxes, scores = (tensor.to(device) for tensor in random_rows(2, 20, 3))
     compiled = torch.compile(multiclass_nms, fullgraph=True, backend="aot_eager")
     expected = [tensor.cpu() for tensor in multiclass_nms(boxes, scores, 0.3, 0.5, 7)]
     assert_same(compiled(boxes, scores, 0.3, 0.5, 7), expected)
+    assert_same(torch.export.export(Detections(), (boxes, scores)).module()(boxes, scores), expected)
+
+
+def test_autocast_changes_nothing(device):
+    boxes, scores = (tensor.to(device) for tensor in random_rows(2, 50, 3))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        result = multiclass_nms(boxes, scores, 0.3, 0.5, 70)
+    assert_same(result, [tensor.cpu() for tensor in multiclass_nms(boxes, scores, 0.3, 0.5, 70)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

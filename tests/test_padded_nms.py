@@ -253,16 +253,31 @@ def test_operator_itself_takes_float32_and_int64_only():
 
 def test_opcheck(device):
     boxes, scores = (tensor.to(device) for tensor in random_rows(2, 20))
-    for groups in (None, torch.zeros(2, 20, dtype=torch.int64, device=device)):
-        torch.library.opcheck(torch.ops.cascadeops.padded_nms.default, (boxes, scores, groups, 0.5, 7))
+    groups = torch.zeros(2, 20, dtype=torch.int64, device=device)
+    permuted = boxes.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    operator = torch.ops.cascadeops.padded_nms.default
+    for given_boxes, rows in ((boxes, 20), (permuted, 20), (boxes[:, :0], 0)):
+        for given_groups in (None, groups[:, :rows]):
+            torch.library.opcheck(operator, (given_boxes, scores[:, :rows], given_groups, 0.5, 7))
 
 
-def test_compiles_without_a_graph_break(device):
+def test_compiles_without_a_graph_break_and_exports(device):
+    class Kept(torch.nn.Module):
+        def forward(self, boxes, scores):
+            return padded_nms(boxes, scores, None, 0.5, 7)
+
     boxes, scores = (tensor.to(device) for tensor in random_rows(2, 20))
+    expected = [tensor.cpu() for tensor in padded_nms(boxes, scores, None, 0.5, 7)]
     compiled = torch.compile(padded_nms, fullgraph=True, backend="aot_eager")
-    assert_same(
-        compiled(boxes, scores, None, 0.5, 7), [tensor.cpu() for tensor in padded_nms(boxes, scores, None, 0.5, 7)]
-    )
+    assert_same(compiled(boxes, scores, None, 0.5, 7), expected)
+    assert_same(torch.export.export(Kept(), (boxes, scores)).module()(boxes, scores), expected)
+
+
+def test_autocast_changes_nothing(device):
+    boxes, scores = (tensor.to(device) for tensor in random_rows(2, 200))
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        result = padded_nms(boxes, scores, None, 0.5, 100)
+    assert_same(result, [tensor.cpu() for tensor in padded_nms(boxes, scores, None, 0.5, 100)])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
