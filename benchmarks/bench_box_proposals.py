@@ -1,8 +1,9 @@
-"""box_proposals against the same steps with PyTorch's and torchvision's operators: inference and training."""
+"""box_proposals against the same steps with PyTorch's operators and a library's NMS: inference and training."""
 
 import pytest
 import shapes
 import torch
+from nms_peers import PEERS, batched_nms_of
 
 import cascadeops
 from cascadeops.reference.box_proposals import decode_boxes
@@ -27,8 +28,8 @@ def rpn_outputs(batch: int, device):
     return [x.to(device) for x in logits], [x.to(device) for x in deltas], anchors, image_sizes
 
 
-def with_torchvision(logits, deltas, anchors, image_sizes, top_k, max_proposals, batched_nms):
-    """As its RegionProposalNetwork.filter_proposals: batched top-k and decoding, then image by image."""
+def step_by_step(logits, deltas, anchors, image_sizes, top_k, max_proposals, batched_nms):
+    """As torchvision's RegionProposalNetwork.filter_proposals: batched top-k and decoding, then image by image."""
     boxes, scores, levels = [], [], []
     for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
         top, index = level_logits.topk(min(top_k, level_logits.shape[1]), dim=1)
@@ -47,14 +48,14 @@ def with_torchvision(logits, deltas, anchors, image_sizes, top_k, max_proposals,
     return results
 
 
-@pytest.mark.parametrize("implementation", ["cascadeops", "torchvision"])
+@pytest.mark.parametrize("implementation", ["cascadeops", *PEERS])
 @pytest.mark.parametrize(("batch", "top_k"), [(1, 1000), (2, 2000)])
 def bench_box_proposals(measure, device, batch, top_k, implementation):
     outputs = rpn_outputs(batch, device)
     expected, _, count = cascadeops.box_proposals(*outputs, top_k, top_k, IOU)
-    if implementation == "torchvision":
-        batched_nms = pytest.importorskip("torchvision").ops.batched_nms
-        function = lambda: with_torchvision(*outputs, top_k, top_k, batched_nms)  # noqa: E731
+    if implementation in PEERS:
+        batched_nms = batched_nms_of(implementation)
+        function = lambda: step_by_step(*outputs, top_k, top_k, batched_nms)  # noqa: E731
     else:
         function = lambda: cascadeops.box_proposals(*outputs, top_k, top_k, IOU)  # noqa: E731
 
