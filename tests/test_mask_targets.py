@@ -130,9 +130,6 @@ def test_arguments_of_any_strides(device):
     bitmaps, offsets, windows = crops(random_objects(5, 30, 30), device)
     boxes, index = random_boxes(20, 30, 30).to(device), torch.randint(0, 5, (20,), device=device)
 
-    def spread(tensor):
-        return torch.stack([tensor, tensor], dim=-1)[..., 0]
-
     strided = [spread(argument) for argument in (bitmaps, offsets, windows, boxes, index)]
     assert not any(argument.is_contiguous() for argument in strided)
     expected = cascadeops.mask_targets(bitmaps, offsets, windows, boxes, index)
@@ -152,12 +149,38 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(before)
 
 
-def test_opcheck_and_compile(device):
+def spread(tensor):
+    """The same values, every second element of a larger tensor."""
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "strided", "empty"])
+def test_opcheck(device, layout):
+    arguments = [*crops(random_objects(3, 20, 20), device), random_boxes(6, 20, 20).to(device)]
+    arguments.append(torch.randint(0, 3, (6,), device=device))
+    if layout == "permuted":
+        arguments[2:4] = [argument.T.contiguous().T for argument in arguments[2:4]]
+    elif layout == "strided":
+        arguments = [spread(argument) for argument in arguments]
+    elif layout == "empty":
+        arguments[3:] = [argument[:0] for argument in arguments[3:]]
+    torch.library.opcheck(torch.ops.cascadeops.mask_targets, (*arguments, 7))
+
+
+def test_compiles_exports_and_ignores_autocast(device):
     objects = crops(random_objects(3, 20, 20), device)
-    boxes, index = random_boxes(6, 20, 20).to(device), torch.randint(0, 3, (6,), device=device)
-    torch.library.opcheck(torch.ops.cascadeops.mask_targets, (*objects, boxes, index, 7))
+    arguments = *objects, random_boxes(6, 20, 20).to(device), torch.randint(0, 3, (6,), device=device)
+    expected = cascadeops.mask_targets(*arguments)
     compiled = torch.compile(cascadeops.mask_targets, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*objects, boxes, index), cascadeops.mask_targets(*objects, boxes, index))
+    assert torch.equal(compiled(*arguments), expected)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(cascadeops.mask_targets(*arguments), expected)
+
+    class Module(torch.nn.Module):
+        def forward(self, *arguments):
+            return cascadeops.mask_targets(*arguments)
+
+    assert torch.equal(torch.export.export(Module(), arguments).module()(*arguments), expected)
 
 
 @pytest.mark.parametrize(

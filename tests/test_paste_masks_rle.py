@@ -120,6 +120,7 @@ boxes = torch.cat([centre - size / 2, centre + size / 2], 1)
 y, x = torch.meshgrid(torch.linspace(-1, 1, 28), torch.linspace(-1, 1, 28), indexing="ij")
 probs = torch.sigmoid(8 * (0.4 + 0.5 * torch.rand(masks, 1, 1) - (x * x + y * y).sqrt()))
 paste_masks_rle(probs[:1], boxes[:1], (9, 9))
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before, start = kilobytes(), time.process_time()
 result = paste_masks_rle(probs, boxes, (side, side))
 print(time.process_time() - start, kilobytes() - before, sum(len(rle["counts"]) for rle in result) // 1024)

@@ -154,12 +154,25 @@ def test_arguments_of_any_strides(device):
     assert torch.equal(polygon_mask_targets(*strided), polygon_mask_targets(*objects, boxes, index))
 
 
-def test_opcheck_compile_and_export(device):
-    arguments = *flat(random_objects(4), device), random_boxes(6).to(device), torch.arange(-1, 5, device=device)
+@pytest.mark.parametrize("layout", ["contiguous", "permuted", "strided", "empty"])
+def test_opcheck(device, layout):
+    arguments = [*flat(random_objects(4), device), random_boxes(6).to(device), torch.arange(-1, 5, device=device)]
+    if layout == "permuted":
+        arguments[0], arguments[3] = (arguments[i].T.contiguous().T for i in (0, 3))
+    elif layout == "strided":
+        arguments = [torch.stack([argument, argument], dim=-1)[..., 0] for argument in arguments]
+    elif layout == "empty":
+        arguments[3:] = [argument[:0] for argument in arguments[3:]]
     torch.library.opcheck(torch.ops.cascadeops.polygon_mask_targets.default, (*arguments, 7))
+
+
+def test_compiles_exports_and_ignores_autocast(device):
+    arguments = *flat(random_objects(4), device), random_boxes(6).to(device), torch.arange(-1, 5, device=device)
     expected = polygon_mask_targets(*arguments)
     compiled = torch.compile(polygon_mask_targets, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*arguments), expected)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(polygon_mask_targets(*arguments), expected)
 
     class Module(torch.nn.Module):
         def forward(self, *arguments):
