@@ -1,6 +1,7 @@
 # make train      set everything up in .venv and train SCNet on the embedded data set
 # make test       set everything up in .venv and run the tests
 # make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
+# make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -21,7 +22,7 @@ cpu_index := https://download.pytorch.org/whl/cpu
 # Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
 export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-.PHONY: train test bench lint data gpu-check clean
+.PHONY: train test bench emulate-cuda lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
@@ -33,6 +34,14 @@ bench: $(VENV)/.bench
 	@mkdir -p build
 	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-quiet --benchmark-json=build/benchmarks.json $(ARGS)
 	$(run) -m benchmarks.report build/benchmarks.json --output build/report
+
+# Of each operator with a CUDA kernel its own tests; of a test with many cases some of them.
+cuda_tests := $(wildcard $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)))
+emulate-cuda: $(VENV)/.test
+	$(run) scripts/emulate_cuda.py
+	$(run) -m pytest -q tests/test_emulated_cuda.py
+	$(run) -m pytest -q --emulate-cuda --cases 6 $(cuda_tests) tests/test_device_faults.py \
+	  tests/test_deform_conv2d_regressions.py tests/test_roi_align.py $(ARGS)
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)

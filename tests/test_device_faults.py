@@ -77,38 +77,38 @@ def name_of(call) -> str:
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
-def test_fault_is_raised_once(device, call, bad):
-    if device.type == "cpu":
+def test_fault_is_raised_once(device, kernels, raise_faults, call, bad):
+    if kernels == "cpu":
         with pytest.raises(RuntimeError, match=f"^{name_of(call)}: .*must be finite"):
             call(device, bad)
         return
-    raise_device_faults(device)
+    raise_faults()
     call(device, bad)
-    with pytest.raises(RuntimeError, match=rf"^{name_of(call)}: .*must be finite.*; see row 2 \(found by .* cuda:\d"):
-        raise_device_faults(device)
-    raise_device_faults(device)
+    with pytest.raises(RuntimeError, match=rf"^{name_of(call)}: .*finite.*; see row 2 \(found by .* cuda:\d"):
+        raise_faults()
+    raise_faults()
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
-def test_good_data_notes_nothing(device, call):
+def test_good_data_notes_nothing(device, raise_faults, call):
     call(device, 0.5)
-    raise_device_faults(device)
+    raise_faults()
 
 
-def test_fault_of_a_logit(device):
+def test_fault_of_a_logit(device, raise_faults):
     level = torch.zeros(1, 5, device=device).index_fill(1, torch.tensor([4], device=device), NAN)
     deltas, anchors = torch.zeros(1, 5, 4, device=device), torch.tensor([SQUARE[0]] * 5, device=device)
 
     def propose():
         cascadeops.box_proposals([level], [deltas], [anchors], torch.tensor([[16.0, 16.0]], device=device), 3, 3, 0.5)
-        raise_device_faults(device)
+        raise_faults()
 
     with pytest.raises(RuntimeError, match=r"^box_proposals: logits must not be NaN; see "):
         propose()
 
 
-def test_fault_reaches_the_operator_that_waits_next(device):
-    if device.type == "cpu":
+def test_fault_reaches_the_operator_that_waits_next(device, kernels):
+    if kernels == "cpu":
         pytest.skip("CPU kernels raise at once")
     paste_masks(device, NAN)
     boxes = torch.tensor(SQUARE, device=device)

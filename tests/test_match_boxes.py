@@ -229,11 +229,11 @@ def test_same_result_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize(("name", "index"), [("boxes", 0), ("gt_boxes", 2)])
-def test_box_that_is_not_finite(device, name, index):
+def test_box_that_is_not_finite(device, kernels, name, index):
     inputs = list(problem(2, 30, 6, False))
     inputs[index + 1][:] = True
     inputs[index][1, 4, 2] = float("nan")
-    if device.type == "cpu":
+    if kernels == "cpu":
         with pytest.raises(RuntimeError, match=f"match_boxes: {name} must be finite in valid rows; see image 1, row 4"):
             match_boxes(*inputs, *RPN)
     else:

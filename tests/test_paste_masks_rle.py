@@ -240,14 +240,11 @@ def test_same_result_for_any_number_of_threads():
     assert results[0] == results[1]
 
 
-def test_box_that_is_not_finite_is_an_error_on_the_cpu_and_empty_on_cuda(device):
-    probs, boxes = torch.ones(3, 4, 4), torch.tensor([0.0, 0.0, 9.0, 9.0]).repeat(3, 1)
+def test_box_that_is_not_finite_is_an_error(device):
+    probs, boxes = torch.ones(3, 4, 4, device=device), torch.tensor([0.0, 0.0, 9.0, 9.0], device=device).repeat(3, 1)
     boxes[1, 3] = NAN
-    if device.type == "cpu":
-        with pytest.raises(RuntimeError, match="paste_masks_rle: boxes must be finite; see row 1"):
-            paste_masks_rle(probs, boxes, (9, 9))
-    else:
-        assert coco.area(paste_masks_rle(probs.to(device), boxes.to(device), (9, 9))).tolist() == [81, 0, 81]
+    with pytest.raises(RuntimeError, match="paste_masks_rle: boxes must be finite; see row 1"):
+        paste_masks_rle(probs, boxes, (9, 9))
 
 
 @pytest.mark.parametrize(
