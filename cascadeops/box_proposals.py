@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import as_float32, as_list, check_range, check_shapes
+from cascadeops._arguments import as_floating, as_list, check_range, check_shapes
+
+HALF_TYPES = (torch.float16, torch.bfloat16)
 
 
 def box_proposals(
@@ -25,6 +27,7 @@ def box_proposals(
 
     Args:
         logits: one ``[N, A_l]`` a level, 1 to 8 levels; any floating dtype, read as float32, as all the others are.
+            float16 and bfloat16, the same for logits and deltas, are not copied for that.
         deltas: one ``[N, A_l, 4]`` a level, (dx, dy, dw, dh): the shift of the centre in sizes of the anchor, and the
             logarithm of the growth, clamped to 62.5-fold.
         anchors: one ``[A_l, 4]`` a level, (x1, y1, x2, y2) in pixels, the same for all images.
@@ -49,10 +52,16 @@ def box_proposals(
     op = "box_proposals"
     lists = {"logits": logits, "deltas": deltas, "anchors": anchors}
     for name, values in lists.items():
-        lists[name] = [as_float32(op, **{name: value})[0] for value in as_list(op, name, values, Tensor)]
+        lists[name] = [as_floating(op, name, value) for value in as_list(op, name, values, Tensor)]
+    outputs = lists["logits"] + lists["deltas"]
+    in_half = outputs and outputs[0].dtype in HALF_TYPES and all(x.dtype == outputs[0].dtype for x in outputs)
+    logits, deltas, anchors = (
+        values if in_half and name != "anchors" else [value.float() for value in values]
+        for name, values in lists.items()
+    )
     image_sizes = image_sizes.to(torch.float32)
     return torch.ops.cascadeops.box_proposals(
-        *lists.values(), image_sizes, top_k, max_proposals, iou_threshold, list(stds)
+        logits, deltas, anchors, image_sizes, top_k, max_proposals, iou_threshold, list(stds)
     )
 
 

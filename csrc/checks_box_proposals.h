@@ -35,6 +35,9 @@ inline void check_box_proposals(const std::vector<torch::stable::Tensor>& logits
         shape_of(image_sizes));
   check_dtype(op, "image_sizes", image_sizes, ScalarType::Float);
   const int64_t batch = image_sizes.size(0);
+  const ScalarType dtype = logits[0].scalar_type();
+  check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16, op,
+        ": logits[0] must have dtype float32, float16 or bfloat16, got ", torch::headeronly::toString(dtype));
   for (size_t level = 0; level < logits.size(); ++level) {
     const std::string number = "[" + std::to_string(level) + "]";
     const torch::stable::Tensor* const tensors[] = {&logits[level], &deltas[level], &anchors[level]};
@@ -50,7 +53,7 @@ inline void check_box_proposals(const std::vector<torch::stable::Tensor>& logits
     check(anchors[level].dim() == 2 && anchors[level].size(0) == rows && anchors[level].size(1) == 4, op, ": ",
           names[2], " must have shape [A, 4] = [", rows, ", 4], got ", shape_of(anchors[level]));
     for (int i = 0; i < 3; ++i) {
-      check_dtype(op, names[i].c_str(), *tensors[i], ScalarType::Float);
+      check_dtype(op, names[i].c_str(), *tensors[i], i < 2 ? dtype : ScalarType::Float);
       check_same_device(op, names[i].c_str(), *tensors[i], "image_sizes", image_sizes);
     }
   }

@@ -169,11 +169,28 @@ def test_empty(device, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_floating_dtypes_are_read_as_float32(device, dtype):
-    levels, sizes = random_levels(1, (80, 20)), torch.tensor([[90, 110]])
+@pytest.mark.parametrize("rows", [(80, 20), (3001,)])  # half types have equal logits among thousands
+def test_other_floating_dtypes_are_read_as_float32(device, dtype, rows):
+    levels, sizes = random_levels(1, rows), torch.tensor([[90, 110]])
     levels = [[tensor.to(dtype) for tensor in tensors] for tensors in levels]
     expected = reference(*[[tensor.float() for tensor in tensors] for tensors in levels], sizes, 30, 40, 0.5)
     assert_same(box_proposals(*moved(levels, device), sizes.to(device), 30, 40, 0.5), expected)
+
+
+def test_half_types_of_two_kinds_are_read_as_float32(device):
+    (logits, deltas, anchors), sizes = random_levels(2, (80, 20)), torch.tensor([[90, 110], [64, 50]])
+    logits, deltas = [x.half() for x in logits], [x.bfloat16() for x in deltas]
+    expected = reference([x.float() for x in logits], [x.float() for x in deltas], anchors, sizes, 30, 40, 0.5)
+    assert_same(box_proposals(*moved((logits, deltas, anchors), device), sizes.to(device), 30, 40, 0.5), expected)
+
+
+def test_operator_itself_takes_one_dtype_of_three(device):
+    logits, deltas, anchors = moved(random_levels(1, (8,)), device)
+    sizes, rest = torch.ones(1, 2, device=device), (5, 5, 0.5, [1.0] * 4)
+    with pytest.raises(RuntimeError, match=r"deltas\[0\] must have dtype Half, got Float"):
+        torch.ops.cascadeops.box_proposals([logits[0].half()], deltas, anchors, sizes, *rest)
+    with pytest.raises(RuntimeError, match=r"logits\[0\] must have dtype float32, float16 or bfloat16, got Double"):
+        torch.ops.cascadeops.box_proposals([logits[0].double()], deltas, anchors, sizes, *rest)
 
 
 def test_non_contiguous_input(device):
@@ -239,7 +256,8 @@ def test_opcheck(device):
     levels, sizes = moved(random_levels(2, (20, 6)), device), torch.tensor([[90.0, 110], [64, 50]], device=device)
     spread = [[tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in tensors] for tensors in levels]
     empty = [[tensor[:, :0] for tensor in tensors] for tensors in levels[:2]] + [[t[:0] for t in levels[2]]]
-    for given_levels in (levels, spread, empty):
+    half = [[tensor.bfloat16() for tensor in tensors] for tensors in levels[:2]] + [levels[2]]
+    for given_levels in (levels, spread, empty, half):
         arguments = (*given_levels, sizes, 9, 12, 0.5, [1.0, 1.0, 1.0, 1.0])
         torch.library.opcheck(torch.ops.cascadeops.box_proposals.default, arguments)
 

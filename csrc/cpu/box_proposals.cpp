@@ -1,8 +1,8 @@
-// box_proposals on the CPU, in two parallel steps:
+// box_proposals on the CPU; threads share the images:
 //
-// 1. Threads share the (image, level) pairs: the best top_k logits, in one pass over a level that mostly compares 16
-//    logits at a time with the worst of the best so far; then only those anchors are decoded.
-// 2. Threads share the images (one image: its levels): greedy NMS with the levels as groups, ordered by logits.
+// 1. Of each level the best top_k logits, in one pass that mostly compares 16 logits at a time with the worst of the
+//    best so far; then only those anchors are decoded. Half types are read as they are.
+// 2. Greedy NMS with the levels as groups, ordered by logits.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,29 +18,53 @@
 #include "common/score_key.h"
 #include "cpu/greedy_nms.h"
 #include "cpu/simd.h"
+#include "dispatch.h"
 
 namespace cascadeops {
 namespace {
 
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kChunk = 64;  // logits looked at in one go
 constexpr int64_t kNoRow = -1;
 
-// Whether a logit is above the floor, or NaN.
-CASCADEOPS_CLONES
-bool any_above(const float* logits, int64_t count, float floor) {
+// Up to kChunk logits in float32; whether one of them is above the floor, or NaN.
+template <typename scalar_t>
+CASCADEOPS_INLINE bool read_chunk(const scalar_t* logits, int64_t count, float floor, float* chunk) {
+  constexpr int64_t lanes = Lanes<float>::count;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    Lanes<float>::type vector;
+    load_lanes(logits + i, vector);
+    store_lanes(vector, chunk + i);
+  }
+  for (; i < count; ++i) chunk[i] = static_cast<float>(logits[i]);
   int any = 0;
-  for (int64_t i = 0; i < count; ++i) any |= !(logits[i] <= floor);
+  for (i = 0; i < count; ++i) any |= !(chunk[i] <= floor);
   return any != 0;
+}
+
+CASCADEOPS_CLONES bool next_chunk(const float* logits, int64_t count, float floor, float* chunk) {
+  return read_chunk(logits, count, floor, chunk);
+}
+
+CASCADEOPS_CLONES bool next_chunk(const Half* logits, int64_t count, float floor, float* chunk) {
+  return read_chunk(logits, count, floor, chunk);
+}
+
+CASCADEOPS_CLONES bool next_chunk(const BFloat16* logits, int64_t count, float floor, float* chunk) {
+  return read_chunk(logits, count, floor, chunk);
 }
 
 // The rows of the best `top_k` logits, best first, equal ones by row. Returns the first NaN met, or kNoRow.
 //
 // `best` holds up to 2 * top_k rows; when it is full its worse half goes, and what is not above the worst of the rest
 // cannot be among the best any more: an equal logit has a lower row there.
-int64_t select_top(const float* logits, int64_t rows, int64_t top_k, std::vector<int32_t>& selected) {
+template <typename scalar_t>
+int64_t select_top(const scalar_t* logits, int64_t rows, int64_t top_k, std::vector<int32_t>& selected) {
   std::vector<uint64_t> best;  // key, then row: a smaller number is a better row
   best.reserve(std::min(rows, 2 * top_k));
   float floor = -std::numeric_limits<float>::infinity();
@@ -48,16 +72,17 @@ int64_t select_top(const float* logits, int64_t rows, int64_t top_k, std::vector
   const auto keep_best = [&] {
     std::nth_element(best.begin(), best.begin() + top_k - 1, best.end());
     best.resize(top_k);
-    floor = logits[static_cast<uint32_t>(best.back())];
+    floor = static_cast<float>(logits[static_cast<uint32_t>(best.back())]);
     has_floor = true;
   };
+  float chunk[kChunk];
   for (int64_t begin = 0; begin < rows; begin += kChunk) {
-    const int64_t end = std::min(begin + kChunk, rows);
-    if (has_floor && !any_above(logits + begin, end - begin, floor)) continue;
-    for (int64_t row = begin; row < end; ++row) {
-      if (std::isnan(logits[row])) return row;
-      if (has_floor && logits[row] <= floor) continue;
-      best.push_back(uint64_t{descending_key(logits[row])} << 32 | static_cast<uint64_t>(row));
+    const int64_t count = std::min(kChunk, rows - begin);
+    if (!next_chunk(logits + begin, count, floor, chunk) && has_floor) continue;
+    for (int64_t i = 0; i < count; ++i) {
+      if (std::isnan(chunk[i])) return begin + i;
+      if (has_floor && chunk[i] <= floor) continue;
+      best.push_back(uint64_t{descending_key(chunk[i])} << 32 | static_cast<uint64_t>(begin + i));
       if (static_cast<int64_t>(best.size()) == 2 * top_k) keep_best();
     }
   }
@@ -68,40 +93,24 @@ int64_t select_top(const float* logits, int64_t rows, int64_t top_k, std::vector
   return kNoRow;
 }
 
-// One level of one image: the candidates that have an area, best first.
-struct LevelCandidates {
-  std::vector<Box> boxes;
-  std::vector<float> logits;
-  int64_t bad_row = kNoRow;
-};
-
-LevelCandidates decode_level(const float* logits, const Deltas* deltas, const Box* anchors, int64_t rows, int64_t top_k,
-                             const Deltas& stds, float height, float width) {
-  LevelCandidates out;
+// Appends one level of one image: the candidates that have an area, best first. Returns the first NaN met, or kNoRow.
+template <typename scalar_t>
+int64_t append_level(const scalar_t* logits, const scalar_t* deltas, const Box* anchors, int64_t rows, int64_t top_k,
+                     const Deltas& stds, float height, float width, int32_t level, Candidates& candidates) {
   std::vector<int32_t> selected;
-  out.bad_row = select_top(logits, rows, top_k, selected);
-  if (out.bad_row != kNoRow) return out;
-  out.boxes.reserve(selected.size());
-  out.logits.reserve(selected.size());
+  const int64_t bad_row = select_top(logits, rows, top_k, selected);
+  if (bad_row != kNoRow) return bad_row;
   for (const int32_t row : selected) {
-    const Box box = decode_box(anchors[row], deltas[row], stds, height, width);
+    const scalar_t* d = deltas + int64_t{row} * 4;
+    const Deltas read{static_cast<float>(d[0]), static_cast<float>(d[1]), static_cast<float>(d[2]),
+                      static_cast<float>(d[3])};
+    const Box box = decode_box(anchors[row], read, stds, height, width);
     if (!has_area(box)) continue;
-    out.boxes.push_back(box);
-    out.logits.push_back(logits[row]);
+    candidates.boxes.push_back(box);
+    candidates.scores.push_back(static_cast<float>(logits[row]));
+    candidates.groups.push_back(level);
   }
-  return out;
-}
-
-Candidates merge_levels(const LevelCandidates* levels, size_t count) {
-  Candidates merged;
-  merged.num_groups = static_cast<int32_t>(count);
-  for (size_t level = 0; level < count; ++level) {
-    const LevelCandidates& from = levels[level];
-    merged.boxes.insert(merged.boxes.end(), from.boxes.begin(), from.boxes.end());
-    merged.scores.insert(merged.scores.end(), from.logits.begin(), from.logits.end());
-    merged.groups.insert(merged.groups.end(), from.boxes.size(), static_cast<int32_t>(level));
-  }
-  return merged;
+  return kNoRow;
 }
 
 std::vector<Tensor> contiguous(std::vector<Tensor> tensors) {
@@ -126,38 +135,43 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cpu(std::vector<Tensor> logits,
   const Deltas units{static_cast<float>(stds[0]), static_cast<float>(stds[1]), static_cast<float>(stds[2]),
                      static_cast<float>(stds[3])};
 
-  std::vector<LevelCandidates> found(batch * levels);
-  torch::stable::parallel_for(0, batch * levels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / levels, level = item % levels, rows = logits[level].size(1);
-      const float* size = sizes.const_data_ptr<float>() + image * 2;
-      found[item] =
-          decode_level(logits[level].const_data_ptr<float>() + image * rows,
-                       static_cast<const Deltas*>(deltas[level].const_data_ptr()) + image * rows,
-                       static_cast<const Box*>(anchors[level].const_data_ptr()), rows, top_k, units, size[0], size[1]);
+  const IouTest test = make_iou_test(iou_threshold);
+  std::vector<int64_t> bad_row(batch * levels, kNoRow);  // an exception may not leave parallel_for
+  const auto run_image = [&](auto zero, int64_t image) {
+    using scalar_t = decltype(zero);
+    const float* size = sizes.const_data_ptr<float>() + image * 2;
+    Candidates candidates;
+    candidates.num_groups = static_cast<int32_t>(levels);
+    for (int64_t level = 0; level < levels; ++level) {
+      const int64_t rows = logits[level].size(1);
+      bad_row[image * levels + level] =
+          append_level(static_cast<const scalar_t*>(logits[level].const_data_ptr()) + image * rows,
+                       static_cast<const scalar_t*>(deltas[level].const_data_ptr()) + image * rows * 4,
+                       static_cast<const Box*>(anchors[level].const_data_ptr()), rows, top_k, units, size[0], size[1],
+                       static_cast<int32_t>(level), candidates);
+    }
+    const std::vector<int32_t> kept = greedy_nms(candidates, test, capacity);
+    Box* out_boxes = static_cast<Box*>(boxes.mutable_data_ptr()) + image * capacity;
+    float* out_scores = scores.mutable_data_ptr<float>() + image * capacity;
+    for (size_t i = 0; i < kept.size(); ++i) {
+      out_boxes[i] = candidates.boxes[kept[i]];
+      out_scores[i] = rounded_sigmoid(candidates.scores[kept[i]]);
+    }
+    std::fill(out_boxes + kept.size(), out_boxes + capacity, Box{});
+    std::fill(out_scores + kept.size(), out_scores + capacity, -INFINITY);
+    count.mutable_data_ptr<int64_t>()[image] = static_cast<int64_t>(kept.size());
+  };
+  dispatch_floating(logits[0].scalar_type(), "box_proposals", [&](auto zero) {
+    if constexpr (!std::is_same_v<decltype(zero), double>) {  // the check knows no float64
+      torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image) run_image(zero, image);
+      });
     }
   });
   for (int64_t item = 0; item < batch * levels; ++item) {
-    check(found[item].bad_row == kNoRow, "box_proposals: logits must not be NaN; see logits[", item % levels, "][",
-          item / levels, ", ", found[item].bad_row, "]");
+    check(bad_row[item] == kNoRow, "box_proposals: logits must not be NaN; see logits[", item % levels, "][",
+          item / levels, ", ", bad_row[item], "]");
   }
-
-  const IouTest test = make_iou_test(iou_threshold);
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) {
-      const Candidates candidates = merge_levels(&found[image * levels], levels);
-      const std::vector<int32_t> kept = greedy_nms(candidates, test, capacity);
-      Box* out_boxes = static_cast<Box*>(boxes.mutable_data_ptr()) + image * capacity;
-      float* out_scores = scores.mutable_data_ptr<float>() + image * capacity;
-      for (size_t i = 0; i < kept.size(); ++i) {
-        out_boxes[i] = candidates.boxes[kept[i]];
-        out_scores[i] = rounded_sigmoid(candidates.scores[kept[i]]);
-      }
-      std::fill(out_boxes + kept.size(), out_boxes + capacity, Box{});
-      std::fill(out_scores + kept.size(), out_scores + capacity, -INFINITY);
-      count.mutable_data_ptr<int64_t>()[image] = static_cast<int64_t>(kept.size());
-    }
-  });
   return {boxes, scores, count};
 }
 

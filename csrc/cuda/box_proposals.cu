@@ -7,9 +7,9 @@
 // 2. greedy NMS of cuda/greedy_nms.cuh: all images at once, the level as group, ordered by logits; equal ones by level,
 //    then by row.
 //
-// Bytes: the logits six times, once from memory and then from L2 (268,569 anchors: 1.1 MB, 0.4 us of an H100's memory;
-// one block of level 0 takes 0.8 MB six times from L2), 36 for each chosen anchor. A NaN logit is no
-// candidate, and noted as a fault.
+// Half types are read as they are. Bytes: the logits six times, once from memory and then from L2 (268,569 anchors: 1.1
+// MB, 0.4 us of an H100's memory; one block of level 0 takes 0.8 MB six times from L2), 36 for each chosen anchor. A
+// NaN logit is no candidate, and noted as a fault.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -23,6 +23,7 @@
 #include "common/score_key.h"
 #include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
+#include "dispatch.h"
 
 namespace cascadeops {
 namespace {
@@ -36,11 +37,10 @@ constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr int kDigits = 3;  // 11 + 11 + 10 bits
 
 struct Level {
-  const float* logits;   // [N, rows]
-  const Deltas* deltas;  // [N, rows]
-  const Box* anchors;    // [rows]
-  int32_t rows, chosen;  // chosen = min(top_k, rows)
-  int64_t begin;         // of its candidates among those of an image
+  const void *logits, *deltas;  // [N, rows], [N, rows, 4] of one type
+  const Box* anchors;           // [rows]
+  int32_t rows, chosen;         // chosen = min(top_k, rows)
+  int64_t begin;                // of its candidates among those of an image
 };
 
 struct Levels {
@@ -61,7 +61,11 @@ struct SelectState {
   uint32_t wanted;  // rows still to choose among those that have this prefix
 };
 
-__device__ __forceinline__ uint32_t key_of(float logit) { return isnan(logit) ? kNoCandidate : descending_key(logit); }
+template <typename scalar_t>
+__device__ __forceinline__ uint32_t key_of(scalar_t logit) {
+  const float value = static_cast<float>(logit);
+  return isnan(value) ? kNoCandidate : descending_key(value);
+}
 
 // Sum over the threads of the block before this one.
 __device__ __forceinline__ uint32_t sum_before(uint32_t value, SelectState& state) {
@@ -81,7 +85,8 @@ __device__ __forceinline__ uint32_t sum_before(uint32_t value, SelectState& stat
 
 // Leaves in the state the key of the `chosen`-th best row as prefix, and as wanted how many rows with this very key are
 // among the chosen.
-__device__ __forceinline__ void find_threshold(const float* __restrict__ logits, int32_t rows, int32_t chosen,
+template <typename scalar_t>
+__device__ __forceinline__ void find_threshold(const scalar_t* __restrict__ logits, int32_t rows, int32_t chosen,
                                                SelectState& state) {
   constexpr int bins_per_thread = kBins / kSelectThreads;
   if (threadIdx.x == 0) state.prefix = 0, state.wanted = static_cast<uint32_t>(chosen);
@@ -113,7 +118,8 @@ __device__ __forceinline__ void find_threshold(const float* __restrict__ logits,
 
 // Writes the chosen rows to `to`, ascending. Each warp looks at a stretch of rows, twice: to count, and to write where
 // its part begins.
-__device__ __forceinline__ void write_chosen(const float* __restrict__ logits, int32_t rows, SelectState& state,
+template <typename scalar_t>
+__device__ __forceinline__ void write_chosen(const scalar_t* __restrict__ logits, int32_t rows, SelectState& state,
                                              int32_t* __restrict__ to) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t threshold = state.prefix, ties = state.wanted;
@@ -146,6 +152,7 @@ __device__ __forceinline__ void write_chosen(const float* __restrict__ logits, i
   }
 }
 
+template <typename scalar_t>
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(Levels levels, const float* __restrict__ image_sizes, Deltas stds, int64_t per_image,
                   int32_t* __restrict__ rows_chosen, Candidate* __restrict__ candidates, uint64_t* fault) {
@@ -153,11 +160,12 @@ __global__ void __launch_bounds__(kSelectThreads)
   const int64_t image = blockIdx.x / levels.count;
   const auto number = static_cast<int32_t>(blockIdx.x % levels.count);
   const Level& level = levels.at[number];
-  const float* logits = level.logits + image * level.rows;
+  const scalar_t* logits = static_cast<const scalar_t*>(level.logits) + image * level.rows;
+  const scalar_t* deltas = static_cast<const scalar_t*>(level.deltas) + image * level.rows * 4;
   int32_t* chosen = rows_chosen + image * per_image + level.begin;
   const bool whole = level.chosen == level.rows;
   for (int64_t row = threadIdx.x; row < level.rows; row += kSelectThreads)
-    if (isnan(logits[row])) note_fault(fault, Fault::kBoxProposals, image * level.rows + row);
+    if (isnan(static_cast<float>(logits[row]))) note_fault(fault, Fault::kBoxProposals, image * level.rows + row);
   if (!whole) {
     find_threshold(logits, level.rows, level.chosen, state);
     write_chosen(logits, level.rows, state, chosen);
@@ -166,9 +174,12 @@ __global__ void __launch_bounds__(kSelectThreads)
   const float height = image_sizes[image * 2], width = image_sizes[image * 2 + 1];
   for (int64_t i = threadIdx.x; i < level.chosen; i += kSelectThreads) {
     const int64_t row = whole ? i : chosen[i];
-    const Box box = decode_box(level.anchors[row], level.deltas[image * level.rows + row], stds, height, width);
-    const bool is_candidate = has_area(box) && !isnan(logits[row]);
-    candidates[image * per_image + level.begin + i] = {box, logits[row], is_candidate ? number : -1};
+    const scalar_t* d = deltas + row * 4;
+    const Deltas read{static_cast<float>(d[0]), static_cast<float>(d[1]), static_cast<float>(d[2]),
+                      static_cast<float>(d[3])};
+    const Box box = decode_box(level.anchors[row], read, stds, height, width);
+    const float logit = static_cast<float>(logits[row]);
+    candidates[image * per_image + level.begin + i] = {box, logit, has_area(box) && !isnan(logit) ? number : -1};
   }
 }
 
@@ -219,12 +230,9 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
   int64_t begin = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
     const int64_t rows = logits[i].size(1), chosen = std::min(top_k, rows);
-    levels.at[i] = {logits[i].const_data_ptr<float>(),
-                    static_cast<const Deltas*>(deltas[i].const_data_ptr()),
-                    static_cast<const Box*>(anchors[i].const_data_ptr()),
-                    static_cast<int32_t>(rows),
-                    static_cast<int32_t>(chosen),
-                    begin};
+    levels.at[i] = {
+        logits[i].const_data_ptr(), deltas[i].const_data_ptr(),   static_cast<const Box*>(anchors[i].const_data_ptr()),
+        static_cast<int32_t>(rows), static_cast<int32_t>(chosen), begin};
     begin += chosen;
   }
   const Tensor rows_chosen = torch::stable::new_empty(image_sizes, {batch * per_image}, ScalarType::Int);
@@ -239,9 +247,14 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
   const Deltas units{static_cast<float>(stds[0]), static_cast<float>(stds[1]), static_cast<float>(stds[2]),
                      static_cast<float>(stds[3])};
   check(batch <= kMaxCandidates / levels.count, "box_proposals: image_sizes must hold fewer than 2**28 images");
-  select_kernel<<<static_cast<unsigned>(batch * levels.count), kSelectThreads, 0, current_stream(image_sizes)>>>(
-      levels, sizes.const_data_ptr<float>(), units, per_image, rows_chosen.mutable_data_ptr<int32_t>(),
-      static_cast<Candidate*>(candidates.mutable_data_ptr()), fault_word(image_sizes));
+  dispatch_floating(logits[0].scalar_type(), "box_proposals", [&](auto zero) {
+    if constexpr (!std::is_same_v<decltype(zero), double>) {  // the check knows no float64
+      const auto blocks = static_cast<unsigned>(batch * levels.count);
+      select_kernel<decltype(zero)><<<blocks, kSelectThreads, 0, current_stream(image_sizes)>>>(
+          levels, sizes.const_data_ptr<float>(), units, per_image, rows_chosen.mutable_data_ptr<int32_t>(),
+          static_cast<Candidate*>(candidates.mutable_data_ptr()), fault_word(image_sizes));
+    }
+  });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   launch_greedy_nms(proposals, image_sizes, batch, per_image, true, iou_threshold, capacity);
   return {boxes, scores, count};
