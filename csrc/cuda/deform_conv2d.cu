@@ -7,13 +7,13 @@
 // (float64 for float64), out [N, out_channels, h, w] with any strides. A block owns 64 output pixels (of the whole
 // batch) x 128 outputs of one group. For each tap it computes where its pixels sample, once; then, 32 channels at a
 // time, its threads gather the samples, 16 bytes of channels each, into one tile of shared memory, copy the weights
-// into another, and multiply the tiles (tile_product.cuh: tensor cores for half types). So samples never reach global
-// memory; the workspace is the packed weights.
+// into another, and multiply the tiles (tile_product.cuh: tensor cores for half types). While one pair of tiles is
+// multiplied, the next is on its way in registers. So samples never reach global memory; the workspace is the packed
+// weights.
 //
 // Bytes: input, offset, mask and weight once from memory (7 MB in bfloat16 for 128 channels of 100 x 168, 2.3 us on an
 // H100), and 4 corners x taps times the input from L1 and L2, for each 128 outputs. Floor: its 4.95 GFLOP take 12.4 us
-// at 400 TFLOP/s in bfloat16. The two tiles are not double-buffered yet, so gathering and multiplying overlap only
-// between the blocks of a multiprocessor.
+// at 400 TFLOP/s in bfloat16.
 
 #include <torch/csrc/stable/library.h>
 
@@ -38,7 +38,7 @@ struct OutputView {
 };
 
 template <typename scalar_t, int vector>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, (kResidentBlocks<scalar_t, vector>))
     deform_conv2d_forward_kernel(DeformGeometry g, const scalar_t* __restrict__ input,
                                  Displacements<accumulate_t<scalar_t>> displacements,
                                  const scalar_t* __restrict__ weight, const scalar_t* __restrict__ bias,
@@ -49,28 +49,40 @@ __global__ void __launch_bounds__(kProductThreads)
   const int64_t tiles = (g.group_outputs() + kTileN - 1) / kTileN;  // of a group
   const int64_t group = blockIdx.x / tiles % g.groups;
   const int64_t first_output = group * g.group_outputs() + blockIdx.x % tiles * kTileN;
-  const int64_t outputs = min(int64_t{kTileN}, (group + 1) * g.group_outputs() - first_output);
+  const int outputs = up_to(kTileN, (group + 1) * g.group_outputs() - first_output);
   const int64_t first_pixel = blockIdx.x / (tiles * g.groups) * kTileM, pixels = g.images * g.pixels();
   const int64_t first_channel = group * g.group_channels(), last_channel = first_channel + g.group_channels();
 
   BlockProduct<scalar_t, kRowStride<scalar_t, kTileK>, 1> product;
-  for (int64_t tap = 0; tap < g.taps(); ++tap) {
-    int64_t located = -1;  // the offset group whose samples are in shared memory
-    for (int64_t c = first_channel, next; c < last_channel; c = next) {
-      const int64_t offset_group = c / g.offset_channels();
-      next = min(c + kTileK, min(last_channel, (offset_group + 1) * g.offset_channels()));
-      if (offset_group != located)
-        locate(g, displacements, first_pixel, pixels, kTileM, offset_group, tap, memory.samples);
-      located = offset_group;
-      __syncthreads();  // samples are there, and the tiles are no longer read
-      gather<vector, kTileM, kTileK>(g, input + c, next - c, memory.samples, memory.tiles.a);
-      load_tile<vector, kTileK, kTileN>(
-          weight + (tap * g.group_channels() + c - first_channel) * g.out_channels + first_output, g.out_channels,
-          next - c, outputs, memory.tiles.b);
-      __syncthreads();
-      product.multiply(memory.tiles.a, memory.tiles.b);
+  SampledTile<scalar_t, vector, kTileM, kTileK> sampled;
+  CopiedTile<scalar_t, vector, kTileK, kTileN> weights;
+  const scalar_t* row = weight + first_output;       // of the channel at hand: they follow each other
+  int64_t tap = 0, c = first_channel, located = -1;  // located: the offset group whose samples are in shared memory
+  const auto fetch = [&] {
+    if (c == last_channel) {
+      c = first_channel;
+      located = -1;
+      ++tap;
     }
-  }
+    if (tap == g.taps()) return false;
+    const int64_t offset_group = c / g.offset_channels();
+    const int64_t end = min(c + kTileK, min(last_channel, (offset_group + 1) * g.offset_channels()));
+    if (offset_group != located) {
+      locate(g, displacements, first_pixel, pixels, kTileM, offset_group, tap, memory.samples);
+      __syncthreads();
+      located = offset_group;
+    }
+    const int channels = static_cast<int>(end - c);
+    sampled.fetch(g, input + c, channels, memory.samples);
+    weights.fetch(row, g.out_channels, channels, outputs);
+    row += channels * g.out_channels;
+    c = end;
+    return true;
+  };
+  multiply_tiles<kFetchEarly<scalar_t, vector>>(memory.tiles, product, fetch, [&](auto& tiles) {
+    sampled.put(memory.samples, tiles.a);
+    weights.put(tiles.b);
+  });
   __syncthreads();
   product.store(memory.sums);
   __syncthreads();

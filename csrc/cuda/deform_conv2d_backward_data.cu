@@ -82,7 +82,7 @@ struct FixedOrder {
 };
 
 template <typename scalar_t, int vector, typename Sums>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, (kResidentBlocks<scalar_t, vector>))
     deform_conv2d_backward_data_kernel(DeformGeometry g, const scalar_t* __restrict__ grad,
                                        const scalar_t* __restrict__ input,
                                        Displacements<accumulate_t<scalar_t>> displacements,
@@ -106,16 +106,25 @@ __global__ void __launch_bounds__(kProductThreads)
     const int64_t group = c / g.group_channels(), first_output = group * g.group_outputs();
     next = min(c + kTileN, min(last_channel, (group + 1) * g.group_channels()));
     BlockProduct<scalar_t, kRowStride<scalar_t, kTileK>, 1> product;
-    for (int64_t o = 0; o < g.group_outputs(); o += kTileK) {
-      __syncthreads();  // the tiles are no longer read, and the sums of the channels before have been used
-      load_tile<vector, kTileM, kTileK>(grad + first_pixel * g.out_channels + first_output + o, g.out_channels,
-                                        pixels - first_pixel, g.group_outputs() - o, memory.tiles.a);
-      load_tile<vector, kTileK, kTileN>(
+    CopiedTile<scalar_t, vector, kTileM, kTileK> grads;
+    CopiedTile<scalar_t, vector, kTileK, kTileN> weights;
+    int64_t o = 0;
+    const auto fetch = [&] {
+      if (o >= g.group_outputs()) return false;
+      const int outputs = up_to(kTileK, g.group_outputs() - o);
+      grads.fetch(grad + first_pixel * g.out_channels + first_output + o, g.out_channels,
+                  up_to(kTileM, pixels - first_pixel), outputs);
+      weights.fetch(
           weight + (tap * g.out_channels + first_output + o) * g.group_channels() + c - group * g.group_channels(),
-          g.group_channels(), g.group_outputs() - o, next - c, memory.tiles.b);
-      __syncthreads();
-      product.multiply(memory.tiles.a, memory.tiles.b);
-    }
+          g.group_channels(), outputs, static_cast<int>(next - c));
+      o += kTileK;
+      return true;
+    };
+    __syncthreads();  // samples are there, and the sums of the channels before have been used
+    multiply_tiles<kFetchEarly<scalar_t, vector>>(memory.tiles, product, fetch, [&](auto& tiles) {
+      grads.put(tiles.a);
+      weights.put(tiles.b);
+    });
     __syncthreads();
     product.store(memory.sums);
     __syncthreads();

@@ -49,7 +49,7 @@ struct WeightTiles {
 
 // shares: [shares, taps, C / groups, out_channels]
 template <typename scalar_t, int vector>
-__global__ void __launch_bounds__(kProductThreads)
+__global__ void __launch_bounds__(kProductThreads, (kResidentBlocks<scalar_t, vector>))
     deform_conv2d_backward_weight_kernel(DeformGeometry g, WeightTiles tiles, const scalar_t* __restrict__ grad,
                                          const scalar_t* __restrict__ input,
                                          Displacements<accumulate_t<scalar_t>> displacements,
@@ -64,25 +64,34 @@ __global__ void __launch_bounds__(kProductThreads)
   };
   const int64_t output_tile = digit(tiles.output_tiles), tap = digit(g.taps()), chunk = digit(tiles.chunks);
   const int64_t unit = digit(g.channels / tiles.unit), share = block;
-  const int64_t c = unit * tiles.unit + chunk * kTileM, channels = min(int64_t{kTileM}, (unit + 1) * tiles.unit - c);
+  const int64_t c = unit * tiles.unit + chunk * kTileM;
+  const int channels = up_to(kTileM, (unit + 1) * tiles.unit - c);
   const int64_t group = c / g.group_channels(), first_output = group * g.group_outputs() + output_tile * kTileN;
-  const int64_t outputs = min(int64_t{kTileN}, (group + 1) * g.group_outputs() - first_output);
+  const int outputs = up_to(kTileN, (group + 1) * g.group_outputs() - first_output);
   const int64_t begin = share * tiles.pixels, end = min(begin + tiles.pixels, g.images * g.pixels());
 
   BlockProduct<scalar_t, 1, kRowStride<scalar_t, kTileM>> product;
-  for (int64_t pixel = begin; pixel < end; pixel += kTileK) {
+  SampledTile<scalar_t, vector, kTileK, kTileM> sampled;
+  CopiedTile<scalar_t, vector, kTileK, kTileN> grads;
+  const PixelSample<accumulate_t<scalar_t>>* samples = nullptr;
+  int64_t pixel = begin;
+  const auto fetch = [&] {
+    if (pixel >= end) return false;
     const int64_t place = (pixel - begin) % kLocated;
-    __syncthreads();  // neither samples nor tiles are read any more
     if (place == 0) {
       locate(g, displacements, pixel, end, kLocated, c / g.offset_channels(), tap, memory.samples);
       __syncthreads();
     }
-    gather<vector, kTileK, kTileM>(g, input + c, channels, memory.samples + place, memory.tiles.a);
-    load_tile<vector, kTileK, kTileN>(grad + pixel * g.out_channels + first_output, g.out_channels, end - pixel,
-                                      outputs, memory.tiles.b);
-    __syncthreads();
-    product.multiply(memory.tiles.a, memory.tiles.b);
-  }
+    samples = memory.samples + place;
+    sampled.fetch(g, input + c, channels, samples);
+    grads.fetch(grad + pixel * g.out_channels + first_output, g.out_channels, up_to(kTileK, end - pixel), outputs);
+    pixel += kTileK;
+    return true;
+  };
+  multiply_tiles<kFetchEarly<scalar_t, vector>>(memory.tiles, product, fetch, [&](auto& tiles) {
+    sampled.put(samples, tiles.a);
+    grads.put(tiles.b);
+  });
   __syncthreads();
   product.store(memory.sums);
   __syncthreads();

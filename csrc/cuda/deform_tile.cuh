@@ -18,6 +18,15 @@ struct alignas(sizeof(scalar_t) * vector) ChannelPack {
   scalar_t value[vector];
 };
 
+// The place of a thread's i-th pack in a tile in shared memory.
+template <typename scalar_t, int vector, int columns>
+struct PackPlace {
+  static __device__ int number(int i) { return i * kProductThreads + static_cast<int>(threadIdx.x); }
+  static __device__ int row(int i) { return number(i) / (columns / vector); }
+  static __device__ int column(int i) { return number(i) % (columns / vector) * vector; }
+  static __device__ int index(int i) { return row(i) * kRowStride<scalar_t, columns> + column(i); }
+};
+
 // One pixel's sample for the tap and offset group at hand.
 template <typename real>
 struct PixelSample {
@@ -55,61 +64,128 @@ __device__ void locate(const DeformGeometry& g, const Displacements<real>& displ
   }
 }
 
-// tile[pixel][channel] = sample * mask for `rows` pixels and `columns` channels, of which only the first `channels`
-// exist; the others are 0. input: at its first channel.
-template <int vector, int rows, int columns, typename scalar_t, typename real>
-__device__ void gather(const DeformGeometry& g, const scalar_t* __restrict__ input, int64_t channels,
-                       const PixelSample<real>* samples, scalar_t* tile) {
-  using Pack = ChannelPack<scalar_t, vector>;
-  constexpr int packs = columns / vector;
-  for (int i = threadIdx.x; i < rows * packs; i += kProductThreads) {
-    const int row = i / packs, c = i % packs * vector;
-    const PixelSample<real>& pixel = samples[row];
-    real sum[vector] = {};
-    if (c < channels) {
-#pragma unroll
-      for (int corner = 0; corner < 4; ++corner) {
-        const int64_t cell = pixel.cell(corner);
-        if (cell < 0) continue;
-        const Pack pack = *reinterpret_cast<const Pack*>(input + cell * g.channels + c);
-        const real weight = pixel.sample.weight(corner) * pixel.mask;
-#pragma unroll
-        for (int j = 0; j < vector; ++j) sum[j] += weight * static_cast<real>(pack.value[j]);
-      }
-    }
-    Pack result;
-#pragma unroll
-    for (int j = 0; j < vector; ++j) result.value[j] = static_cast<scalar_t>(sum[j]);
-    *reinterpret_cast<Pack*>(tile + row * kRowStride<scalar_t, columns> + c) = result;
-  }
-}
+// A tile on its way to shared memory, in the registers of all threads: fetched before the product of the tiles before
+// it, and put down after that, so that the product hides the latency of memory.
 
 // tile[row][column] = from[row * stride + column] for row < rows_there and column < columns_there, else 0.
-template <int vector, int rows, int columns, typename scalar_t>
-__device__ void load_tile(const scalar_t* __restrict__ from, int64_t stride, int64_t rows_there, int64_t columns_there,
-                          scalar_t* tile) {
-  using Pack = ChannelPack<scalar_t, vector>;
-  constexpr int packs = columns / vector;
-  for (int i = threadIdx.x; i < rows * packs; i += kProductThreads) {
-    const int row = i / packs, column = i % packs * vector;
-    Pack pack;
+template <typename scalar_t, int vector, int rows, int columns>
+class CopiedTile {
+ public:
+  __device__ void fetch(const scalar_t* __restrict__ from, int64_t stride, int rows_there, int columns_there) {
 #pragma unroll
-    for (int j = 0; j < vector; ++j) pack.value[j] = static_cast<scalar_t>(0.0f);
-    if (row < rows_there && column < columns_there) pack = *reinterpret_cast<const Pack*>(from + row * stride + column);
-    *reinterpret_cast<Pack*>(tile + row * kRowStride<scalar_t, columns> + column) = pack;
+    for (int i = 0; i < kPacks; ++i) {
+      const int row = Place::row(i), column = Place::column(i);
+      pack_[i] = row < rows_there && column < columns_there
+                     ? *reinterpret_cast<const Pack*>(from + row * stride + column)
+                     : Pack{};
+    }
+  }
+
+  __device__ void put(scalar_t* tile) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) *reinterpret_cast<Pack*>(tile + Place::index(i)) = pack_[i];
+  }
+
+ private:
+  using Pack = ChannelPack<scalar_t, vector>;
+  using Place = PackPlace<scalar_t, vector, columns>;
+  static constexpr int kPacks = rows * columns / vector / kProductThreads;
+  Pack pack_[kPacks];
+};
+
+// tile[pixel][channel] = sample * mask for `rows` pixels and `columns` channels, of which only the first `channels`
+// exist; the others are 0. Between fetch and put the samples must stay.
+template <typename scalar_t, int vector, int rows, int columns>
+class SampledTile {
+ public:
+  using real = accumulate_t<scalar_t>;
+
+  // input: at its first channel.
+  __device__ void fetch(const DeformGeometry& g, const scalar_t* __restrict__ input, int channels,
+                        const PixelSample<real>* samples) {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int column = Place::column(i);
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+        const int64_t cell = samples[Place::row(i)].cell(corner);
+        corner_[i][corner] = cell >= 0 && column < channels
+                                 ? *reinterpret_cast<const Pack*>(input + cell * g.channels + column)
+                                 : Pack{};
+      }
+    }
+  }
+
+  __device__ void put(const PixelSample<real>* samples, scalar_t* tile) const {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const PixelSample<real>& pixel = samples[Place::row(i)];
+      real sum[vector] = {};
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+        const real weight = pixel.sample.weight(corner) * pixel.mask;
+#pragma unroll
+        for (int j = 0; j < vector; ++j) sum[j] += weight * static_cast<real>(corner_[i][corner].value[j]);
+      }
+      Pack result;
+#pragma unroll
+      for (int j = 0; j < vector; ++j) result.value[j] = static_cast<scalar_t>(sum[j]);
+      *reinterpret_cast<Pack*>(tile + Place::index(i)) = result;
+    }
+  }
+
+ private:
+  using Pack = ChannelPack<scalar_t, vector>;
+  using Place = PackPlace<scalar_t, vector, columns>;
+  static constexpr int kPacks = rows * columns / vector / kProductThreads;
+  Pack corner_[kPacks][4];
+};
+
+// Pairs of tiles that fit into shared memory at a time: two, so that one is filled while the other is multiplied; one
+// of float64, as two would be more than some devices have.
+template <typename scalar_t>
+constexpr int kTilePairs = sizeof(scalar_t) > 4 ? 1 : 2;
+
+// Multiplies pairs of tiles until there are no more. fetch() -> whether there is a next pair, and reads it into
+// registers; put(tiles) writes it to shared memory. `early`: fetches before the product, which holds the registers all
+// the while; packs of 16 bytes have enough of them, single numbers and float64 do not. The memory may still be read by
+// others when this returns.
+template <bool early, typename Tiles, int pairs, typename Product, typename Fetch, typename Put>
+__device__ __forceinline__ void multiply_tiles(Tiles (&tiles)[pairs], Product& product, const Fetch& fetch,
+                                               const Put& put) {
+  for (int turn = 0;; ++turn) {
+    const Tiles& last = tiles[(turn + pairs - 1) % pairs];
+    if (!early && turn > 0) product.multiply(last.a, last.b);
+    const bool more = fetch();
+    if (early && turn > 0) product.multiply(last.a, last.b);
+    if (!more) return;
+    if (pairs == 1) __syncthreads();  // the only pair is no longer read
+    put(tiles[turn % pairs]);
+    __syncthreads();
   }
 }
 
-// Shared memory of a block: samples first, then the tiles a and b, in whose place the sums are put in the end.
+template <typename scalar_t, int vector>
+constexpr bool kFetchEarly = vector > 1 && sizeof(scalar_t) <= 4;
+
+// Blocks that a multiprocessor must be able to hold, which bounds a thread's registers.
+template <typename scalar_t, int vector>
+constexpr int kResidentBlocks = vector > 1 && sizeof(scalar_t) == 2 ? 2 : 1;
+
+// What is left of a tile's `most` rows or columns.
+__device__ __forceinline__ int up_to(int most, int64_t left) { return static_cast<int>(min(int64_t{most}, left)); }
+
+// Shared memory of a block: samples first, then pairs of tiles, in whose place the sums are put in the end.
 template <typename scalar_t, int pixels, int a_rows, int a_columns>
 struct BlockMemory {
   using real = accumulate_t<scalar_t>;
+  struct Tiles {
+    alignas(128) scalar_t a[a_rows * kRowStride<scalar_t, a_columns>];
+    alignas(128) scalar_t b[kTileK * kRowStride<scalar_t, kTileN>];
+  };
   PixelSample<real> samples[pixels];
   union alignas(128) {
-    struct {
-      alignas(128) scalar_t a[a_rows * kRowStride<scalar_t, a_columns>];
-      alignas(128) scalar_t b[kTileK * kRowStride<scalar_t, kTileN>];
-    } tiles;
+    Tiles tiles[kTilePairs<scalar_t>];
     real sums[kTileM * kSumStride<scalar_t>];
   };
 };
