@@ -120,6 +120,24 @@ def test_sigmoid_is_accurate_and_saturates(device, layout):
     torch.testing.assert_close(slope[0, 0, 0], 0 * expected, rtol=0, atol=tiny, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_a_half_type_is_read_and_rounded_as_by_pytorch(device, dtype):
+    # A gate of 1 gives k3 back; gates of 1/2 and nearly 1 round: ties, subnormal numbers, infinity, NaN.
+    k3 = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(1, 64, 32, 32).to(device)
+    k3 = k3.contiguous(memory_format=torch.channels_last)
+    zero = torch.zeros(1, 64, 1, 1, dtype=dtype, device=device)
+    for level in (80.0, 0.0, 5.0):
+        x = torch.full_like(k3, level)
+        expected = (k3.float() * torch.sigmoid(x.float())).to(dtype)
+        result = cascadeops.self_calibrated_gate(x, k3, zero)
+        if level == 5.0:  # the sigmoid itself is rounded elsewhere
+            torch.testing.assert_close(result, expected, equal_nan=True, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+        else:
+            torch.testing.assert_close(result, expected, equal_nan=True, rtol=0, atol=0)
+        gradient = torch.ops.cascadeops.self_calibrated_gate_backward(k3, x, torch.ones_like(k3), zero)
+        torch.testing.assert_close(gradient[1], result, equal_nan=True, rtol=0, atol=0)
+
+
 def test_maps_of_any_strides_are_read_where_they_are(device):
     wide = torch.randn(2, 26, 43, 40, device=device)
     x = wide[:, 1:, 1:, ::2].permute(0, 3, 1, 2)  # channels two apart
