@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,6 +96,17 @@ def test_by_hand(device):
     assert nms(boxes, scores, 0.49).tolist() == [1, 2]
     assert nms(boxes, scores, 0.5).tolist() == [1, 0, 2]  # equal to the threshold: kept
     assert batched_nms(boxes, scores, torch.tensor([0, 1, 0], device=device), 0.1).tolist() == [1, 0, 2]
+
+
+def test_equals_what_torchvision_0_26_kept(device):
+    arrays = np.load(Path(__file__).parent / "goldens" / "torchvision_nms.npz")
+    golden = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    boxes, scores, idxs = (golden[name].to(device) for name in ("boxes", "scores", "idxs"))
+    for percent in (30, 50, 70):
+        assert_kept(nms(boxes, scores, percent / 100), golden[f"nms_{percent}"])
+        assert_kept(batched_nms(boxes, scores, idxs, percent / 100), golden[f"batched_nms_{percent}"])
+    many = [golden[f"many_{name}"].to(device) for name in ("boxes", "scores", "idxs")]  # 203 groups, without offsets
+    assert_kept(batched_nms(*many, 0.5), golden["many_batched_nms_50"])
 
 
 @pytest.mark.parametrize("groups", [1, 5, 80])
