@@ -6,8 +6,9 @@
 // ceil(b)^2.
 //
 // For each bin some vectors of channels are summed in registers over the cells. That needs the channels of a cell side
-// by side, as in channels-last maps; of other maps the RoI's cells are first packed that way. Channels are the outer
-// loop: the cells that neighbouring bins share are then still in the L1 cache.
+// by side, as in channels-last maps: those are read where they are, a row of bins at a time, and the next channels of a
+// cell are asked for while these are summed. The cells of other maps are packed that way first, some channels of the
+// whole RoI at a time.
 //
 // Threads share the RoIs, which are visited by level and place: neighbours read the same cells while those are in the
 // cache.
@@ -21,8 +22,10 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/fresh_pages.h"
 #include "cpu/roi_taps.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 #include "dispatch.h"
 #include "layout.h"
 #include "roi_maps.h"
@@ -39,7 +42,7 @@ template <typename scalar_t>
 struct Source {
   MapView<const scalar_t> map;
   RoiTaps<accumulate_t<scalar_t>> taps;
-  std::vector<scalar_t> packed;
+  std::vector<scalar_t> packed;  // cells with adjacent channels, of maps that do not have them so
 };
 
 // What a RoI is made of: one map or two, and a vector [C] that is added everywhere.
@@ -48,17 +51,21 @@ struct RoiSources {
   Source<scalar_t> source[2];
   int count;
   const scalar_t* vector;
+  std::vector<scalar_t> pooled;  // bins with adjacent channels, of results that do not have them so
 };
 
-// Sums all bins for `lanes` channels in `vectors` vectors; from[s] holds these channels of source s, side by side.
+// Sums the bins of the rows [begin, end) for `lanes` channels in `vectors` vectors; from[s] holds these channels of
+// source s, side by side.
 template <int vectors, typename scalar_t>
 CASCADEOPS_INLINE void pool_channels(const RoiSources<scalar_t>& roi, const MapView<const scalar_t> (&from)[2],
-                                     int64_t lanes, const scalar_t* vector, const MapView<scalar_t>& out) {
+                                     int64_t begin_row, int64_t end_row, int64_t lanes, const scalar_t* vector,
+                                     const MapView<scalar_t>& out) {
   using real = accumulate_t<scalar_t>;
   using Vector = typename Lanes<real>::type;
+  constexpr int64_t chunk = vectors * Lanes<real>::count, kPair = 128 / sizeof(scalar_t);  // two cache lines
   Vector begin[vectors];
   load_chunk(vector, lanes, begin);
-  for (int64_t p = 0; p < roi.source[0].taps.y.bins(); ++p) {
+  for (int64_t p = begin_row; p < end_row; ++p) {
     for (int64_t q = 0; q < roi.source[0].taps.x.bins(); ++q) {
       Vector sum[vectors];
       for (int v = 0; v < vectors; ++v) sum[v] = begin[v];
@@ -68,13 +75,15 @@ CASCADEOPS_INLINE void pool_channels(const RoiSources<scalar_t>& roi, const MapV
           const scalar_t* row = from[s].data + y.cell[i] * from[s].row;
           for (int64_t j = x.begin[q]; j < x.begin[q + 1]; ++j) {
             Vector value[vectors];
-            load_chunk(row + x.cell[j] * from[s].column, lanes, value);
+            const scalar_t* cell = row + x.cell[j] * from[s].column;
+            load_chunk(cell, lanes, value);
+            for (int64_t ahead = 0; ahead + kPair <= chunk; ahead += kPair) __builtin_prefetch(cell + chunk + ahead);
             const real weight = y.weight[i] * x.weight[j];
             for (int v = 0; v < vectors; ++v) sum[v] += weight * value[v];
           }
         }
       }
-      store_chunk(sum, lanes, out.data + p * out.row + q * out.column, out.channel);
+      store_chunk(sum, lanes, out.data + p * out.row + q * out.column);
     }
   }
 }
@@ -87,9 +96,21 @@ CASCADEOPS_INLINE MapView<const scalar_t> pack(Source<scalar_t>& source, int64_t
   source.packed.resize(rows.size() * row);
   scalar_t* to = source.packed.data();
   for (size_t i = 0; i < rows.size(); ++i, to += row) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const scalar_t* from = source.map.data + (channel + lane) * source.map.channel + rows[i] * source.map.row;
-      for (size_t j = 0; j < columns.size(); ++j) to[j * lanes + lane] = from[columns[j] * source.map.column];
+    const scalar_t* from = source.map.data + channel * source.map.channel + rows[i] * source.map.row;
+    if (i + 1 < rows.size() && !columns.empty()) {
+      // Every channel is a line or two elsewhere in memory, which no processor foresees.
+      const int64_t below = (rows[i + 1] - rows[i]) * source.map.row;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        __builtin_prefetch(from + below + lane * source.map.channel + columns.front() * source.map.column);
+        __builtin_prefetch(from + below + lane * source.map.channel + columns.back() * source.map.column);
+      }
+    }
+    for (size_t j = 0, end; j < columns.size(); j = end) {
+      end = j + 1;  // of a run of adjacent columns
+      if (source.map.column == 1)
+        while (end < columns.size() && columns[end] == columns[end - 1] + 1) ++end;
+      transpose(from + columns[j] * source.map.column, source.map.channel, lanes, static_cast<int64_t>(end - j),
+                to + static_cast<int64_t>(j) * lanes, lanes);
     }
   }
   return {source.packed.data(), 1, row, lanes};
@@ -98,23 +119,35 @@ CASCADEOPS_INLINE MapView<const scalar_t> pack(Source<scalar_t>& source, int64_t
 template <typename scalar_t>
 CASCADEOPS_INLINE void pool_roi(RoiSources<scalar_t>& roi, int64_t channels, MapView<scalar_t> out) {
   constexpr int64_t width = Lanes<accumulate_t<scalar_t>>::count;
+  bool in_place = out.channel == 1;
   for (int s = 0; s < roi.count; ++s) {
     if (roi.source[s].map.channel == 1) continue;
     roi.source[s].taps.y.compact();
     roi.source[s].taps.x.compact();
+    in_place = false;
   }
-  for (int64_t c = 0, lanes; c < channels; c += lanes, out.data += lanes * out.channel) {
-    lanes = channels - c >= kChunk * width ? kChunk * width : std::min(channels - c, width);
-    MapView<const scalar_t> from[2];
-    for (int s = 0; s < roi.count; ++s) {
-      const MapView<const scalar_t>& map = roi.source[s].map;
-      from[s] = map.channel == 1 ? MapView<const scalar_t>{map.data + c, 1, map.row, map.column}
-                                 : pack(roi.source[s], c, lanes);
+  const int64_t bins_y = roi.source[0].taps.y.bins(), bins_x = roi.source[0].taps.x.bins();
+  if (out.channel != 1) roi.pooled.resize(bins_y * bins_x * std::min(channels, kChunk * width));
+  const int64_t step = in_place ? 1 : bins_y;  // rows of bins
+  for (int64_t p = 0; p < bins_y; p += step) {
+    for (int64_t c = 0, lanes; c < channels; c += lanes) {
+      lanes = channels - c >= kChunk * width ? kChunk * width : std::min(channels - c, width);
+      MapView<const scalar_t> from[2];
+      for (int s = 0; s < roi.count; ++s) {
+        const MapView<const scalar_t>& map = roi.source[s].map;
+        from[s] = map.channel == 1 ? MapView<const scalar_t>{map.data + c, 1, map.row, map.column}
+                                   : pack(roi.source[s], c, lanes);
+      }
+      MapView<scalar_t> to = out;
+      to.data += c * out.channel;
+      if (out.channel != 1) to = {roi.pooled.data(), 1, bins_x * lanes, lanes};
+      if (lanes == kChunk * width)
+        pool_channels<kChunk>(roi, from, p, p + step, lanes, roi.vector + c, to);
+      else
+        pool_channels<1>(roi, from, p, p + step, lanes, roi.vector + c, to);
+      if (out.channel != 1)
+        transpose(roi.pooled.data(), lanes, bins_y * bins_x, lanes, out.data + c * out.channel, out.channel);
     }
-    if (lanes == kChunk * width)
-      pool_channels<kChunk>(roi, from, lanes, roi.vector + c, out);
-    else
-      pool_channels<1>(roi, from, lanes, roi.vector + c, out);
   }
 }
 
@@ -159,6 +192,7 @@ Tensor multiscale_roi_align_cpu(std::vector<Tensor> maps, Tensor rois, int64_t h
   Tensor out =
       empty_map(maps[0], {rois.size(0), channels, height, width}, maps[0].scalar_type(), memory_format_of(maps[0]));
   if (out.numel() == 0) return out;
+  ask_for_huge_pages(out);
   if (image_vector) image_vector = torch::stable::contiguous(*image_vector);
 
   dispatch_floating(maps[0].scalar_type(), "multiscale_roi_align", [&](auto zero) {

@@ -17,8 +17,10 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/fresh_pages.h"
 #include "cpu/roi_taps.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 #include "dispatch.h"
 #include "layout.h"
 #include "roi_maps.h"
@@ -60,10 +62,22 @@ struct Tile {
   const int64_t *begin, *end;  // into landings
 };
 
+// The gradient of a RoI's row of bins with the `lanes` channels of a bin side by side: where it is, or copied.
+template <typename scalar_t>
+CASCADEOPS_INLINE MapView<const scalar_t> adjacent_row(const MapView<const scalar_t>& row, int64_t bins, int64_t lanes,
+                                                       std::vector<scalar_t>& copy) {
+  if (row.channel == 1) return row;
+  copy.resize(bins * lanes);
+  const int64_t run = row.column == 1 ? bins : 1;  // bins that lie side by side
+  for (int64_t q = 0; q < bins; q += run)
+    transpose(row.data + q * row.column, row.channel, lanes, run, copy.data() + q * lanes, lanes);
+  return {copy.data(), 1, 0, lanes};
+}
+
 // Sums `lanes` channels of a tile, in `vectors` vectors for each cell.
 template <int vectors, typename scalar_t, typename real>
 CASCADEOPS_INLINE void sum_tile(const Tile<real>& tile, const MapView<const scalar_t>& grad, int64_t grad_roi,
-                                int64_t lanes, real* sums) {
+                                int64_t lanes, std::vector<scalar_t>& copy, real* sums) {
   using Vector = typename Lanes<real>::type;
   constexpr int64_t width = Lanes<real>::count, cell_width = vectors * width;
   std::memset(sums, 0, kSide * kSide * cell_width * sizeof(real));
@@ -73,11 +87,13 @@ CASCADEOPS_INLINE void sum_tile(const Tile<real>& tile, const MapView<const scal
     for (int64_t p = 0; p < y.bins(); ++p) {
       const Span rows = span_on(y, p, tile.y);
       if (rows.begin == rows.end) continue;
+      const scalar_t* bins = grad.data + landing.roi * grad_roi + p * grad.row;
+      const auto from = adjacent_row<scalar_t>({bins, grad.channel, grad.row, grad.column}, x.bins(), lanes, copy);
       for (int64_t q = 0; q < x.bins(); ++q) {
         const Span columns = span_on(x, q, tile.x);
         if (columns.begin == columns.end) continue;
         Vector value[vectors];
-        load_chunk(grad.data + landing.roi * grad_roi + p * grad.row + q * grad.column, grad.channel, lanes, value);
+        load_chunk(from.data + q * from.column, lanes, value);
         for (int64_t i = rows.begin; i < rows.end; ++i) {
           real* row = sums + ((y.cell[i] - tile.y) * kSide - tile.x) * cell_width;
           for (int64_t j = columns.begin; j < columns.end; ++j) {
@@ -109,13 +125,12 @@ CASCADEOPS_INLINE void store_tile(const Tile<real>& tile, const real* sums, int6
       typename Lanes<real>::type sum[vectors];
       for (int v = 0; v < vectors; ++v) load_lanes(row_sums + x * cell_width + v * width, sum[v]);
       if (map.channel == 1)
-        store_chunk(sum, lanes, row + x * map.column, 1);
+        store_chunk(sum, lanes, row + x * map.column);
       else
-        store_chunk(sum, cell_width, plain + x * cell_width, 1);
+        store_chunk(sum, cell_width, plain + x * cell_width);
     }
     if (map.channel == 1) continue;
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      for (int64_t x = 0; x < tile.width; ++x) row[lane * map.channel + x * map.column] = plain[x * cell_width + lane];
+    transpose(plain, cell_width, tile.width, lanes, row, map.channel);
   }
 }
 
@@ -123,13 +138,13 @@ CASCADEOPS_INLINE void store_tile(const Tile<real>& tile, const real* sums, int6
 // first of these channels.
 #define CASCADEOPS_GATHER(scalar_t)                                                                            \
   CASCADEOPS_CLONES void gather(const Tile<accumulate_t<scalar_t>>& tile, const MapView<const scalar_t>& grad, \
-                                int64_t grad_roi, int64_t lanes, accumulate_t<scalar_t>* sums,                 \
-                                const MapView<scalar_t>& map) {                                                \
+                                int64_t grad_roi, int64_t lanes, std::vector<scalar_t>& copy,                  \
+                                accumulate_t<scalar_t>* sums, const MapView<scalar_t>& map) {                  \
     if (lanes == kChunk * Lanes<accumulate_t<scalar_t>>::count) {                                              \
-      sum_tile<kChunk>(tile, grad, grad_roi, lanes, sums);                                                     \
+      sum_tile<kChunk>(tile, grad, grad_roi, lanes, copy, sums);                                               \
       store_tile<kChunk>(tile, sums, lanes, map);                                                              \
     } else {                                                                                                   \
-      sum_tile<1>(tile, grad, grad_roi, lanes, sums);                                                          \
+      sum_tile<1>(tile, grad, grad_roi, lanes, copy, sums);                                                    \
       store_tile<1>(tile, sums, lanes, map);                                                                   \
     }                                                                                                          \
   }
@@ -219,9 +234,11 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(Tensor grad, std::vector<T
                                               finest_size, epsilon_inside_log, extra_subdivision);
   const int64_t channels = maps[0].size(1);
   std::vector<Tensor> gradients;
-  for (const Tensor& map : maps)
+  for (const Tensor& map : maps) {
     gradients.push_back(
         empty_map(map, {map.size(0), channels, map.size(2), map.size(3)}, map.scalar_type(), memory_format_of(map)));
+    ask_for_huge_pages(gradients.back());
+  }
 
   dispatch_floating(maps[0].scalar_type(), "multiscale_roi_align", [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -236,6 +253,7 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(Tensor grad, std::vector<T
     const int64_t parts = chunks + (channels - chunks * kChunk * width + width - 1) / width;
     share_tasks(tiling.tiles() * parts, [&](const auto& draw) {
       std::vector<real> sums(kSide * kSide * kChunk * width);
+      std::vector<scalar_t> copy;
       for (int64_t task; (task = draw()) < tiling.tiles() * parts;) {
         const auto [map, image, tile] = tiling.at(task / parts, landings);
         const int64_t part = task % parts;
@@ -246,7 +264,7 @@ std::vector<Tensor> multiscale_roi_align_backward_cpu(Tensor grad, std::vector<T
         auto to = view_of(gradient.mutable_data_ptr<scalar_t>(), gradient, image);
         to.data += first * to.channel;
         const int64_t lanes = part < chunks ? kChunk * width : std::min(width, channels - first);
-        gather(tile, from, grad.stride(0), lanes, sums.data(), to);
+        gather(tile, from, grad.stride(0), lanes, copy, sums.data(), to);
       }
     });
   });

@@ -135,15 +135,6 @@ CASCADEOPS_INLINE void load_chunk(const torch::headeronly::BFloat16* from, int64
   }
 }
 
-// The same from addresses that lie `stride` apart.
-template <int vectors, typename scalar_t, typename Vector>
-CASCADEOPS_INLINE void load_chunk(const scalar_t* from, int64_t stride, int64_t count, Vector (&to)[vectors]) {
-  if (stride == 1) return load_chunk(from, count, to);
-  scalar_t adjacent[vectors * sizeof(Vector) / sizeof(to[0][0])];
-  for (int64_t i = 0; i < count; ++i) adjacent[i] = from[i * stride];
-  load_chunk(adjacent, count, to);
-}
-
 template <int vectors, typename scalar_t, typename Vector>
 CASCADEOPS_INLINE void store_adjacent(const Vector (&from)[vectors], scalar_t* to) {
   for (int v = 0; v < vectors; ++v) store_lanes(from[v], to + v * (sizeof(Vector) / sizeof(from[0][0])));
@@ -164,14 +155,14 @@ CASCADEOPS_INLINE void store_adjacent(const Lanes<float>::type (&from)[vectors],
   }
 }
 
-// The first `count` numbers of a chunk to addresses that lie `stride` apart.
+// The first `count` numbers of a chunk.
 template <int vectors, typename scalar_t, typename Vector>
-CASCADEOPS_INLINE void store_chunk(const Vector (&from)[vectors], int64_t count, scalar_t* to, int64_t stride) {
+CASCADEOPS_INLINE void store_chunk(const Vector (&from)[vectors], int64_t count, scalar_t* to) {
   constexpr int64_t whole = vectors * sizeof(Vector) / sizeof(from[0][0]);
-  if (stride == 1 && count == whole) return store_adjacent(from, to);
-  scalar_t plain[whole];
-  store_adjacent(from, plain);
-  for (int64_t i = 0; i < count; ++i) to[i * stride] = plain[i];
+  if (count == whole) return store_adjacent(from, to);
+  scalar_t all[whole];
+  store_adjacent(from, all);
+  for (int64_t i = 0; i < count; ++i) to[i] = all[i];
 }
 
 }  // namespace cascadeops
