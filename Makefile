@@ -2,6 +2,8 @@
 # make test       set everything up in .venv and run the tests
 # make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
+# make sanitize   build the CPU kernels with AddressSanitizer, UBSan and ThreadSanitizer, and run the operator tests
+# make fuzz       a million random problems for each operator, compared with its reference
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -22,7 +24,7 @@ cpu_index := https://download.pytorch.org/whl/cpu
 # Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
 export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-.PHONY: train test bench emulate-cuda lint data gpu-check clean
+.PHONY: train test bench emulate-cuda sanitize fuzz lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
@@ -42,6 +44,13 @@ emulate-cuda: $(VENV)/.test
 	$(run) -m pytest -q tests/test_emulated_cuda.py
 	$(run) -m pytest -q --emulate-cuda --cases 6 $(cuda_tests) tests/test_device_faults.py \
 	  tests/test_deform_conv2d_regressions.py tests/test_roi_align.py $(ARGS)
+
+sanitize: $(VENV)/.test
+	$(run) scripts/sanitize.py address $(ARGS)
+	$(run) scripts/sanitize.py thread $(ARGS)
+
+fuzz: $(VENV)/.test
+	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py $(ARGS)
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)

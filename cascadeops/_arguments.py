@@ -10,23 +10,34 @@ import torch
 from torch import Tensor
 
 
+def check_tensors(operator: str, optional: dict[str, Tensor | None] | None = None, **tensors: Tensor) -> None:
+    """Dense tensors, or None for an optional one. TypeError: no tensor; RuntimeError: a sparse or nested one."""
+    given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    for name, value in (tensors | given).items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{operator}: {name} must be a tensor, got {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+            kind = "nested" if value.is_nested else "quantized" if value.is_quantized else _name_of(value.layout)
+            raise RuntimeError(f"{operator}: {name} must be a dense tensor, got a {kind} one")
+
+
 def as_float32(operator: str, **tensors: Tensor) -> list[Tensor]:
-    """The arguments in float32, without gradient. TypeError: no tensor; RuntimeError: no floating dtype."""
+    """The arguments in float32, without gradient. Raises as as_floating."""
     return [as_floating(operator, name, tensor).float() for name, tensor in tensors.items()]
 
 
 def as_floating(operator: str, name: str, tensor: Tensor) -> Tensor:
-    """The argument without gradient. TypeError: no tensor; RuntimeError: no floating dtype."""
-    _check_is_tensor(operator, name, tensor)
+    """The argument without gradient. Raises as check_tensors; RuntimeError: no floating dtype."""
+    check_tensors(operator, **{name: tensor})
     if not tensor.dtype.is_floating_point:
         raise RuntimeError(f"{operator}: {name} must have a floating dtype, got {_name_of(tensor.dtype)}")
     return tensor.detach()
 
 
 def as_int64(operator: str, name: str, tensor: Tensor) -> Tensor:
-    """An integer argument in int64. TypeError: no tensor; RuntimeError: no integer dtype."""
-    _check_is_tensor(operator, name, tensor)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.is_quantized:
+    """An integer argument in int64. Raises as check_tensors; RuntimeError: no integer dtype."""
+    check_tensors(operator, **{name: tensor})
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
         raise RuntimeError(f"{operator}: {name} must have an integer dtype, got {_name_of(tensor.dtype)}")
     return tensor.to(torch.int64)
 
@@ -86,13 +97,5 @@ def check_range(operator: str, name: str, value: int, low: int, high: int) -> No
     torch._check(low <= value <= high, lambda: f"{operator}: {name} must be in [{low}, {high}], got {value}")
 
 
-def _check_is_tensor(operator: str, name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{operator}: {name} must be a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
-        raise RuntimeError(f"{operator}: {name} must be a dense tensor, got a {kind} one")
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name_of(dtype_or_layout: torch.dtype | torch.layout) -> str:
+    return str(dtype_or_layout).removeprefix("torch.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import as_floating, as_list, check_range, check_shapes
+from cascadeops._arguments import as_floating, as_list, check_range, check_shapes, check_tensors
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -59,14 +59,19 @@ def box_proposals(
         values if in_half and name != "anchors" else [value.float() for value in values]
         for name, values in lists.items()
     )
-    image_sizes = image_sizes.to(torch.float32)
+    check_tensors(op, image_sizes=image_sizes)
+    image_sizes, stds = image_sizes.to(torch.float32), as_list(op, "stds", stds, (int, float))
     return torch.ops.cascadeops.box_proposals(
-        logits, deltas, anchors, image_sizes, top_k, max_proposals, iou_threshold, list(stds)
+        logits, deltas, anchors, image_sizes, top_k, max_proposals, iou_threshold, stds
     )
 
 
 @torch.library.register_fake("cascadeops::box_proposals")
 def _(logits, deltas, anchors, image_sizes, top_k, max_proposals, iou_threshold, stds):
+    check_range("box_proposals", "the number of levels in logits", len(logits), 1, 8)
+    for name, levels in (("deltas", deltas), ("anchors", anchors)):
+        check_range("box_proposals", f"the number of levels in {name}", len(levels), len(logits), len(logits))
+    check_range("box_proposals", "the length of stds", len(stds), 4, 4)
     for level, tensors in enumerate(zip(logits, deltas, anchors, strict=True)):
         names = (f"logits[{level}]", f"deltas[{level}]", f"anchors[{level}]")
         patterns = ("N A", "N A 4", "A 4")

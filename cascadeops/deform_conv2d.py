@@ -6,6 +6,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from cascadeops._arguments import as_list, check_tensors
+
 
 def deform_conv2d(
     input: Tensor,  # [N, C, H, W]
@@ -57,12 +59,16 @@ def deform_conv2d(
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.1; Zhu et al., "Deformable ConvNets
     v2", CVPR 2019, section 3.2. Results are those of torchvision 0.26.
     """
+    check_tensors("deform_conv2d", input=input, offset=offset, weight=weight, optional={"bias": bias, "mask": mask})
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        weight = weight.to(input.dtype)
-        bias = None if bias is None else bias.to(input.dtype)
+        weight, bias = (_cast(tensor, input.dtype) for tensor in (weight, bias))
         offset, mask = _as_usable(offset, input.dtype), _as_usable(mask, input.dtype)
-    pairs = (_pair(stride), _pair(padding), _pair(dilation))
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    pairs = [
+        _pair(value) if isinstance(value, int) else as_list("deform_conv2d", name, value, int)
+        for name, value in geometry.items()
+    ]
     return torch.ops.cascadeops.deform_conv2d(input, offset, mask, weight, bias, *pairs)
 
 
@@ -128,7 +134,12 @@ def _pair(value) -> list[int]:
 def _as_usable(displacement: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Offsets or mask in a dtype that the operator takes beside an input of `dtype`."""
     usable = displacement is None or displacement.dtype in (dtype, torch.float32)
-    return displacement if usable else displacement.to(dtype)
+    return displacement if usable else _cast(displacement, dtype)
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """As autocast: integers stay what they are, and are refused."""
+    return tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
 
 
 def _memory_format(map):
@@ -146,8 +157,11 @@ def _(input, offset, mask, weight, bias, stride, padding, dilation):
     for name, tensor in (("offset", offset), ("mask", mask), ("weight", weight), ("bias", bias)):
         check(tensor is None or tensor.device == input.device, f"{name} must be on the device of input")
     for name, pair, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        check(len(pair) == 2, f"{name} must be one number or two, got {len(pair)}")
         for number in pair:
             check(number >= least, f"{name} must be in [{least}, 2**31), got {number}")
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        check(tensor is None or tensor.dim() == 4, f"{name} must have shape [N, channels, h, w]")
     check(input.dim() == 4, f"input must have shape [N, C, H, W], got {list(input.shape)}")
     check(
         weight.dim() == 4 and weight.size(1) > 0,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import check_range, check_shapes
+from cascadeops._arguments import check_range, check_shapes, check_tensors
 
 
 def mask_targets(
@@ -41,6 +41,7 @@ def mask_targets(
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3 ("the mask target is the intersection between an RoI and its
     associated ground-truth mask"); sampling as mmdetection 3 (``BitmapMasks.crop_and_resize``).
     """
+    check_tensors("mask_targets", bitmaps=bitmaps, offsets=offsets, windows=windows, boxes=boxes, index=index)
     return torch.ops.cascadeops.mask_targets(bitmaps, offsets, windows, boxes, index, output_size)
 
 

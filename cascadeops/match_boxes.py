@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import as_float32, check_shapes
+from cascadeops._arguments import as_float32, check_shapes, check_tensors
 
 
 def match_boxes(
@@ -45,6 +45,7 @@ def match_boxes(
     Source: Ren et al., "Faster R-CNN", NIPS 2015, section 3.1.2; results as mmdetection 3's ``MaxIoUAssigner``.
     """
     boxes, gt_boxes = as_float32("match_boxes", boxes=boxes, gt_boxes=gt_boxes)
+    check_tensors("match_boxes", valid=valid, gt_valid=gt_valid)
     return torch.ops.cascadeops.match_boxes(
         boxes, valid, gt_boxes, gt_valid, positive_iou, negative_iou, low_quality_iou
     )

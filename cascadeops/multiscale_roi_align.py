@@ -1,9 +1,12 @@
 """RoIAlign over a feature pyramid in one operator: level choice, sampling, addition of context, and the gradient."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from cascadeops._arguments import as_list, check_range, check_shapes, check_tensors, height_and_width
 
 _EPSILON_INSIDE_LOG = {"mmdet": True, "torchvision": False}
 
@@ -41,6 +44,7 @@ def multiscale_roi_align(
         output_size: bins per RoI, (height, width) or one number for both.
         strides: image pixels per cell of each level.
         sampling_ratio: samples per bin along each axis; 0 (or less) takes as many as the bin has cells, rounded up.
+            More than 2**24 count as 2**24, which is all that float32 tells apart.
         aligned: True shifts by half a cell, so that pixel (0, 0) covers [0, 1) in image coordinates. False is the first
             RoIAlign: no shift, and boxes are at least one cell wide and high.
         finest_size: RoIs smaller than twice this many pixels, as the square root of their area, use the finest level.
@@ -61,6 +65,7 @@ def multiscale_roi_align(
 
     Raises:
         ValueError: unknown ``level_rule``.
+        TypeError: an argument of another type.
         RuntimeError: wrong shape, dtype or device. On the CPU also for a ``count`` outside ``[0, K]``, a batch index
             outside ``[-1, N)`` or a coordinate that is not finite; on CUDA, where looking would stall the device,
             ``count`` is clamped, and such a row gives 0 and is noted for `raise_device_faults`.
@@ -71,20 +76,23 @@ def multiscale_roi_align(
     """
     if level_rule not in _EPSILON_INSIDE_LOG:
         raise ValueError(f'multiscale_roi_align: level_rule must be "mmdet" or "torchvision", got {level_rule!r}')
-    height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
-    maps, scales = list(features), [1.0 / stride for stride in strides]
+    op = "multiscale_roi_align"
+    maps, strides = as_list(op, "features", features, Tensor), as_list(op, "strides", strides, (int, float))
     if extra is not None:
-        if extra_subdivision < 1:
-            raise ValueError(f"multiscale_roi_align: extra_subdivision must be positive, got {extra_subdivision}")
-        maps, scales = [*maps, extra], [*scales, 1.0 / extra_stride]
+        if not isinstance(extra_subdivision, int) or extra_subdivision < 1:
+            raise ValueError(f"{op}: extra_subdivision must be positive, got {extra_subdivision!r}")
+        maps, strides = [*maps, extra], [*strides, extra_stride]
+    named = {f"features[{i}]": map for i, map in enumerate(features)}
+    check_tensors(op, {"extra": extra, "image_vector": image_vector, "count": count}, **named, rois=rois)
     if image_vector is not None and image_vector.dim() == 4:
         image_vector = image_vector.flatten(1)
+    height, width = height_and_width(op, "output_size", output_size)
     return torch.ops.cascadeops.multiscale_roi_align(
         maps,
         rois,
         height,
         width,
-        scales,
+        [1.0 / stride if stride else math.inf for stride in strides],
         sampling_ratio,
         aligned,
         finest_size,
@@ -97,6 +105,16 @@ def multiscale_roi_align(
 
 @torch.library.register_fake("cascadeops::multiscale_roi_align")
 def _(maps, rois, height, width, scales, ratio, aligned, finest_size, epsilon, subdivision, vector, count):
+    op = "multiscale_roi_align"
+    levels = len(maps) - (subdivision > 0)
+    check_range(op, "the number of features", levels, 1, 8)
+    check_range(op, "the length of strides", len(scales) - (subdivision > 0), levels, levels)
+    names = [f"features[{i}]" for i in range(levels)] + ["extra"]
+    shapes = {name: (map, f"N C H_{name} W_{name}") for name, map in zip(names, maps, strict=False)}
+    check_shapes(op, **shapes, rois=(rois, "K 5"), image_vector=(vector, "N C"))
+    torch._check(count is None or count.device == rois.device, lambda: f"{op}: count must be on the device of rois")
+    for side in (height, width):
+        check_range(op, "output_size", side, 1, 2**31 - 1)
     size = (rois.size(0), maps[0].size(1), height, width)
     return maps[0].new_empty(size).contiguous(memory_format=_memory_format(maps[0]))
 

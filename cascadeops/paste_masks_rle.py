@@ -49,3 +49,8 @@ def _(probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float):
         probs.new_empty(length, dtype=torch.uint8),
         probs.new_empty(probs.shape[0] + 1, dtype=torch.int64),
     )
+
+
+@torch.library.register_vmap("cascadeops::paste_masks_rle")
+def _(info, in_dims, *arguments):
+    raise RuntimeError("paste_masks_rle: no torch.vmap, since run lengths are bytes, not tensors: write a loop")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import check_range, check_shapes
+from cascadeops._arguments import check_range, check_shapes, check_tensors
 
 
 def polygon_mask_targets(
@@ -44,9 +44,15 @@ def polygon_mask_targets(
     Source: the rule is ``rleFrPoly`` of github.com/cocodataset/cocoapi, common/maskApi; drawing inside the RoI is what
     detectron2 (``rasterize_polygons_within_box``) and NVIDIA's MLPerf Mask R-CNN do.
     """
-    return torch.ops.cascadeops.polygon_mask_targets(
-        vertices, polygon_offsets, object_offsets, boxes, index, output_size
-    )
+    arguments = {
+        "vertices": vertices,
+        "polygon_offsets": polygon_offsets,
+        "object_offsets": object_offsets,
+        "boxes": boxes,
+        "index": index,
+    }
+    check_tensors("polygon_mask_targets", **arguments)
+    return torch.ops.cascadeops.polygon_mask_targets(*arguments.values(), output_size)
 
 
 @torch.library.register_fake("cascadeops::polygon_mask_targets")

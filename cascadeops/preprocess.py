@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import as_list, check_range, check_shapes
+from cascadeops._arguments import as_list, check_range, check_shapes, check_tensors
 
 
 def preprocess(
@@ -48,11 +48,15 @@ def preprocess(
     images = as_list("preprocess", "images", images, Tensor)
     if not images:
         raise ValueError("preprocess: images must hold at least one image")
+    check_tensors("preprocess", **{f"images[{i}]": image for i, image in enumerate(images)})
     for i, image in enumerate(images):
         if image.dim() != 3 or 0 in image.shape:
             raise ValueError(f"preprocess: images[{i}] must have shape [H, W, 3], got {list(image.shape)}")
-    if divisor < 1:
-        raise ValueError(f"preprocess: divisor must be at least 1, got {divisor}")
+    if not isinstance(divisor, int) or divisor < 1:
+        raise ValueError(f"preprocess: divisor must be at least 1, got {divisor!r}")
+    mean, std = (as_list("preprocess", name, value, (int, float)) for name, value in (("mean", mean), ("std", std)))
+    if resize is not None and len(as_list("preprocess", "resize", resize, (int, float))) != 2:
+        raise ValueError(f"preprocess: resize must be (short, long), got {resize}")
     if memory_format not in (torch.channels_last, torch.contiguous_format):
         raise ValueError(
             f"preprocess: memory_format must be torch.channels_last or torch.contiguous_format, got {memory_format}"
@@ -64,8 +68,8 @@ def preprocess(
         [side for size in sizes for side in size],
         height,
         width,
-        list(mean),
-        list(std),
+        mean,
+        std,
         dtype,
         memory_format == torch.channels_last,
     )
@@ -86,7 +90,7 @@ def _target_size(image: Tensor, resize: tuple[float, float] | None) -> tuple[int
 def _(images, sizes, height, width, mean, std, dtype, channels_last):
     check_shapes("preprocess", **{f"images[{i}]": (image, "* * 3") for i, image in enumerate(images)})
     for size in (height, width):
-        check_range("preprocess", "the batch's size", size, 1, 2**23)
+        check_range("preprocess", "the size of images, resized and padded to divisor,", size, 1, 2**23)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     batch = images[0].new_empty(len(images), 3, height, width, dtype=dtype)
     return batch.contiguous(memory_format=memory_format), images[0].new_empty(len(images), 2, dtype=torch.int64)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cascadeops._arguments import as_list, check_tensors, height_and_width
 from cascadeops.multiscale_roi_align import multiscale_roi_align
 
 
@@ -44,17 +45,19 @@ def roi_align(
         ``[K, C, height, width]``, dtype of ``input``.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device; on the CPU a bad row, see above.
+        RuntimeError: wrong shape, dtype or device; on the CPU a bad row, see above. What the kernel finds, it reports
+            as `multiscale_roi_align`, to which the input is features[0] and the boxes are rois.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3.
     """
+    check_tensors("roi_align", input=input)
     if input.dim() != 4 or input.size(2) == 0 or input.size(3) == 0:
         raise RuntimeError(
             f"roi_align: input must have shape [N, C, H, W] with at least one cell, got {list(input.shape)}"
         )
-    if not (spatial_scale > 0 and math.isfinite(spatial_scale)):
+    if not isinstance(spatial_scale, int | float) or not 0 < spatial_scale < math.inf:
         raise RuntimeError(f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}")
-    height, width = _pair(output_size)
+    height, width = height_and_width("roi_align", "output_size", output_size)
     rois = _rois("roi_align", boxes, input)
     return torch.ops.cascadeops.multiscale_roi_align(
         [input], rois, height, width, [spatial_scale], sampling_ratio, aligned, 1.0, True, 0, None, None
@@ -164,6 +167,7 @@ def _rois(operator: str, boxes: Tensor | Sequence[Tensor], input: Tensor) -> Ten
     if isinstance(boxes, Tensor):
         _check_boxes(operator, "boxes", boxes, "K", 5, input)
         return boxes.float()
+    boxes = as_list(operator, "boxes", boxes, Tensor)
     if len(boxes) > input.size(0):
         raise RuntimeError(
             f"{operator}: boxes must hold one tensor for each of {input.size(0)} images, got {len(boxes)}"
@@ -176,6 +180,7 @@ def _rois(operator: str, boxes: Tensor | Sequence[Tensor], input: Tensor) -> Ten
 
 
 def _check_boxes(operator: str, name: str, boxes: Tensor, rows: str, columns: int, input: Tensor) -> None:
+    check_tensors(operator, **{name: boxes})
     if boxes.dim() != 2 or boxes.size(1) != columns:
         raise RuntimeError(f"{operator}: {name} must have shape [{rows}, {columns}], got {list(boxes.shape)}")
     if not boxes.is_floating_point():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cascadeops._arguments import check_shapes
+from cascadeops._arguments import check_shapes, check_tensors
 from cascadeops.reference.self_calibrated_gate import nearest_upsample
 
 
@@ -34,10 +34,12 @@ def self_calibrated_gate(
 
     Source: Liu et al., "Improving Convolutional Networks with Self-Calibrated Convolutions", CVPR 2020, equation 3.
     """
+    check_tensors("self_calibrated_gate", x=x, k3=k3, k2=k2)
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        x, k3, k2 = (map if map.dtype == torch.float64 else map.to(dtype) for map in (x, k3, k2))
+        castable = (torch.float32, torch.float16, torch.bfloat16)
+        x, k3, k2 = (map.to(dtype) if map.dtype in castable else map for map in (x, k3, k2))
     return torch.ops.cascadeops.self_calibrated_gate(x, k3, k2)
 
 

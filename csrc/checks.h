@@ -166,7 +166,8 @@ inline void check_multiscale_roi_align(const std::vector<torch::stable::Tensor>&
   }
   check(height > 0 && width > 0, op, ": output_size must be positive, got (", height, ", ", width, ")");
   check(std::max<int64_t>(first.size(1), 1) <= std::numeric_limits<int32_t>::max() / height / width, op,
-        ": a RoI must have fewer than 2**31 values, got ", first.size(1), " channels of (", height, ", ", width, ")");
+        ": output_size must give a RoI fewer than 2**31 values, got ", first.size(1), " channels of (", height, ", ",
+        width, ")");
   check(spatial_scales.size() == maps.size(), op, ": strides must have one entry per map, ", levels, ", got ",
         spatial_scales.size() - std::min(extra, spatial_scales.size()));
   for (const double scale : spatial_scales)

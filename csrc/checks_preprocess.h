@@ -30,8 +30,9 @@ inline void check_preprocess(const std::vector<torch::stable::Tensor>& images, c
     check(h >= 1 && w >= 1 && h <= height && w <= width, op, ": the size of ", name, " must lie in the batch's (",
           height, ", ", width, "), got (", h, ", ", w, ")");
   }
-  check(height <= limit && width <= limit, op, ": the batch must have at most 2**23 pixels a side, got (", height, ", ",
-        width, ")");
+  check(height <= limit && width <= limit, op,
+        ": images, resized and padded to divisor, must have at most 2**23 pixels a side, got (", height, ", ", width,
+        ")");
   check(mean.size() == 3 && deviation.size() == 3, op, ": mean and std must hold 3 numbers each, got ", mean.size(),
         " and ", deviation.size());
   for (int channel = 0; channel < 3; ++channel) {

@@ -19,7 +19,7 @@ inline void check_self_calibrated_gate(const torch::stable::Tensor& x, const tor
         ": k2 must have shape [N, C, h, w] = [", x.size(0), ", ", x.size(1), ", h, w], got ", shape_of(k2));
   check(x.numel() == 0 || k2.numel() > 0, op, ": k2 must have at least one cell, got ", shape_of(k2));
   check(x.size(2) <= kMostPixels && x.size(3) <= kMostPixels && k2.size(2) <= kMostPixels && k2.size(3) <= kMostPixels,
-        op, ": maps must have at most 2**24 rows and columns, got ", shape_of(x), " and ", shape_of(k2));
+        op, ": x, k3 and k2 must have at most 2**24 rows and columns, got ", shape_of(x), " and ", shape_of(k2));
   check_dtype(op, "k3", k3, x.scalar_type());
   check_dtype(op, "k2", k2, x.scalar_type());
   check_same_device(op, "k3", k3, "x", x);

@@ -119,7 +119,7 @@ OPERATORS = {
             "extra_stride": 6.0,
             "extra_subdivision": 2,
             "image_vector": torch.randn(2, 19),
-            "count": torch.tensor(5),
+            "count": torch.tensor([5]),
         },
         gradients=("features", "extra", "image_vector"),
     ),
@@ -134,7 +134,13 @@ OPERATORS = {
         }
     ),
     "paste_masks": Operator(
-        lambda: {"probs": torch.rand(3, 5, 7), "boxes": boxes(3), "image_size": (33, 37), "threshold": 0.5}
+        lambda: {
+            "probs": torch.rand(3, 5, 7),
+            "boxes": boxes(3),
+            "image_size": (33, 37),
+            "threshold": 0.5,
+            "packed": False,
+        }
     ),
     "paste_masks_rle": Operator(
         lambda: {"probs": torch.rand(3, 5, 7), "boxes": boxes(3), "image_size": (33, 37), "threshold": 0.5}
@@ -151,11 +157,11 @@ OPERATORS = {
     ),
     "preprocess": Operator(
         lambda: {
-            "images": [torch.randint(256, (*size, 3), dtype=torch.uint8) for size in [(9, 14), (12, 5)]],
-            "resize": (20, 30),
-            "mean": (120.0, 110.0, 100.0),
-            "std": (60.0, 50.0, 40.0),
-            "divisor": 8,
+            "images": [torch.randint(256, (9, 13, 3)).byte(), torch.randint(256, (12, 7, 3)).byte()],
+            "resize": (10.0, 16.0),
+            "mean": [123.675, 116.28, 103.53],
+            "std": [58.395, 57.12, 57.375],
+            "divisor": 4,
             "dtype": torch.float32,
             "memory_format": torch.channels_last,
         }
@@ -163,7 +169,7 @@ OPERATORS = {
     "roi_align": Operator(
         lambda: {
             "input": torch.randn(2, 5, 10, 9),
-            "boxes": [boxes(3), boxes(2)],
+            "boxes": rois(6),
             "output_size": (3, 2),
             "spatial_scale": 0.25,
             "sampling_ratio": 2,

@@ -454,7 +454,7 @@ def call(**changes):
         ({"rois": torch.tensor([[0.0, 0, torch.nan, 1, 1]])}, r"rois\[0, 2\] must be finite, got nan"),
         ({"rois": torch.tensor([[0.0, 0, 0, 1, torch.inf]])}, r"rois\[0, 4\] must be finite, got inf"),
         ({"output_size": (7, 0)}, r"output_size must be positive, got \(7, 0\)"),
-        ({"output_size": 2**20}, r"a RoI must have fewer than 2\*\*31 values"),
+        ({"output_size": 2**20}, r"output_size must give a RoI fewer than 2\*\*31 values"),
         ({"strides": (4.0,)}, "strides must have one entry per map, 2, got 1"),
         ({"strides": (4.0, -8.0)}, "strides must be positive, got -8"),
         ({"finest_size": 0.0}, "finest_size must be positive, got 0"),

@@ -173,7 +173,7 @@ IMAGE = torch.zeros(4, 5, 3, dtype=torch.uint8)
         (RuntimeError, [IMAGE], {"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16, got Double"),
         (RuntimeError, [IMAGE], {"dtype": torch.uint8}, "dtype must be float32, float16 or bfloat16, got Byte"),
         (ValueError, [IMAGE], {"memory_format": torch.preserve_format}, "got torch.preserve_format"),
-        (RuntimeError, [IMAGE], {"resize": (1e8, 1e8)}, r"the batch must have at most 2\*\*23 pixels a side"),
+        (RuntimeError, [IMAGE], {"resize": (1e8, 1e8)}, r"images, resized .* must have at most 2\*\*23 pixels a side"),
     ],
 )
 def test_errors(error, images, changes, message):

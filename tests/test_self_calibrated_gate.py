@@ -260,7 +260,7 @@ def test_autocast_brings_the_maps_to_one_dtype(device):
         (
             {name: torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 2**24 + 1) for name in ("x", "k3")}
             | {"k2": torch.zeros(1, 1, 1, 1)},
-            r"maps must have at most 2\*\*24 rows and columns",
+            r"x, k3 and k2 must have at most 2\*\*24 rows and columns",
         ),
     ],
 )

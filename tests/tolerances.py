@@ -9,8 +9,11 @@ ACCUMULATED = {torch.float64: 1e-12, torch.float32: 1e-5}
 HALF_ROUNDINGS = 2.0
 
 
-def assert_close_to_reference(result: torch.Tensor, exact: torch.Tensor) -> None:
-    """Compares a kernel's result with the reference in float64, by the rule of the result's dtype."""
+def assert_close_to_reference(result: torch.Tensor, exact: torch.Tensor, largest_term: float = 1e-30) -> None:
+    """Compares a kernel's result with the reference in float64, by the rule of the result's dtype.
+
+    largest_term: of the sums that the result consists of, where they may cancel out.
+    """
     assert result.shape == exact.shape, f"shape {list(result.shape)}, reference {list(exact.shape)}"
     assert exact.dtype == torch.float64, "the reference must be evaluated in float64"
     if exact.numel() == 0:
@@ -18,7 +21,7 @@ def assert_close_to_reference(result: torch.Tensor, exact: torch.Tensor) -> None
     assert torch.isfinite(result).all(), "the result is not finite"
     error = (result.double() - exact).abs().max().item()
     if result.dtype in ACCUMULATED:
-        allowed = ACCUMULATED[result.dtype] * max(exact.abs().max().item(), 1e-30)
+        allowed = ACCUMULATED[result.dtype] * max(exact.abs().max().item(), largest_term)
     else:
         allowed = HALF_ROUNDINGS * (exact.to(result.dtype).double() - exact).abs().max().item()
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g} ({result.dtype})"

@@ -34,7 +34,7 @@ def deform_conv2d(
     x = x + columns[None, :, None, :]
     modulation = torch.ones_like(y) if mask is None else mask.to(dtype).reshape(split)
 
-    grouped = input.to(dtype).reshape(images, offset_groups, -1, *input.shape[2:])
+    grouped = input.to(dtype).reshape(images, offset_groups, input.shape[1] // offset_groups, *input.shape[2:])
     samples = bilinear(grouped, y, x) * modulation[:, :, None]  # [N, offset_groups, C / offset_groups, kh, kw, h, w]
     samples = samples.reshape(images, groups, group_channels, taps, out_height, out_width)
     kernels = weight.to(dtype).reshape(groups, out_channels // groups, group_channels, taps)

@@ -42,8 +42,8 @@ struct RoiAxis {
   }
 };
 
-// Adaptive samples per bin and axis, at most: float32 does not tell more of them apart, and a box of absurd size must
-// not put billions of them onto one spot of the map.
+// Samples per bin and axis, at most: float32 does not tell more of them apart, and neither a box of absurd size nor an
+// absurd sampling_ratio may put billions of them onto one spot of the map.
 constexpr int64_t kMostSamples = int64_t{1} << 24;
 
 // low, high: the box's edges in pixels. sampling_ratio <= 0: as many samples as a bin has cells, rounded up. A bin is
@@ -57,9 +57,10 @@ CASCADEOPS_HD RoiAxis<real> roi_axis(real low, real high, real spatial_scale, in
   if (!aligned && !(size > real(1))) size = real(1);
   const real bin = size / static_cast<real>(bins);
   if (!(size >= real(0))) return {start, bin, 0};
-  if (sampling_ratio > 0) return {start, bin, sampling_ratio * subdivision};
+  const int64_t most = kMostSamples / subdivision;
+  if (sampling_ratio > 0) return {start, bin, (sampling_ratio < most ? sampling_ratio : most) * subdivision};
   const real part = bin / static_cast<real>(subdivision);
-  const int64_t samples = static_cast<int64_t>(part < real(kMostSamples) ? ceil(part) : real(kMostSamples));
+  const int64_t samples = static_cast<int64_t>(part < real(most) ? ceil(part) : real(most));
   return {start, bin, samples * subdivision};
 }
 

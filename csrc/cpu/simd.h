@@ -13,7 +13,8 @@
 #include <cstring>
 
 // Clones need ifunc support (GNU C library) and GCC; elsewhere the compiler's own target flags decide.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(CASCADEOPS_CLONES)  // a sanitizer build that defines it as nothing
+#elif defined(__x86_64__) && defined(__gnu_linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define CASCADEOPS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define CASCADEOPS_CLONES
