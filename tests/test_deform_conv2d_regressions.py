@@ -20,19 +20,7 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-def gradients_of_images(arguments, grad):
-    """Results and gradients of one image at a time, put together again."""
-    input, offset, weight, bias, *geometry, mask = arguments
-    images = [
-        with_gradients(cascadeops.deform_conv2d, [i[None], o[None], weight, bias, *geometry, m[None]], g[None])
-        for i, o, m, g in zip(input, offset, mask, grad, strict=True)
-    ]
-    out, grad_input, grad_offset, grad_weight, grad_bias, grad_mask = zip(*images, strict=True)
-    sums = sum(grad_weight), sum(grad_bias)
-    return [torch.cat(out), torch.cat(grad_input), torch.cat(grad_offset), *sums, torch.cat(grad_mask)]
-
-
-@pytest.mark.parametrize("images", [33, 64, 67])
+@pytest.mark.parametrize("images", [33, 40])
 def test_batches_beyond_an_im2col_step(device, images):
     # mmcv#1169 and detectron2#5513: more than 32 images, or no multiple of the step, and the gradients were wrong.
     arguments = problem("plain", device)
@@ -42,7 +30,7 @@ def test_batches_beyond_an_im2col_step(device, images):
         )
     grad = torch.randn(images, 5, 7, 9, device=device, dtype=torch.float64)
     results = with_gradients(cascadeops.deform_conv2d, arguments, grad)
-    for result, exact in zip(results, gradients_of_images(arguments, grad), strict=True):
+    for result, exact in zip(results, with_gradients(reference, arguments, grad), strict=True):
         assert_close_to_reference(result, exact)
 
 
