@@ -3,7 +3,7 @@
 # make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan and ThreadSanitizer, and run the operator tests
-# make fuzz       a million random problems for each operator, compared with its reference
+# make fuzz       a million random problems for each operator, and every kind of bad input also under torch.compile
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -51,6 +51,7 @@ sanitize: $(VENV)/.test
 
 fuzz: $(VENV)/.test
 	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py $(ARGS)
+	$(run) tests/test_bad_input.py --compile-all
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)

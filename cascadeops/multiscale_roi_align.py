@@ -81,6 +81,8 @@ def multiscale_roi_align(
     if extra is not None:
         if not isinstance(extra_subdivision, int) or extra_subdivision < 1:
             raise ValueError(f"{op}: extra_subdivision must be positive, got {extra_subdivision!r}")
+        if not isinstance(extra_stride, int | float):
+            raise TypeError(f"{op}: extra_stride must be a number, got {type(extra_stride).__name__}")
         maps, strides = [*maps, extra], [*strides, extra_stride]
     named = {f"features[{i}]": map for i, map in enumerate(features)}
     check_tensors(op, {"extra": extra, "image_vector": image_vector, "count": count}, **named, rois=rois)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from cascadeops._arguments import as_list, check_tensors, height_and_width
 from cascadeops.multiscale_roi_align import multiscale_roi_align
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def roi_align(
     input: Tensor,  # [N, C, H, W]
@@ -55,6 +57,8 @@ def roi_align(
         raise RuntimeError(
             f"roi_align: input must have shape [N, C, H, W] with at least one cell, got {list(input.shape)}"
         )
+    if input.dtype not in _DTYPES:
+        raise RuntimeError(f"roi_align: input must have dtype float32, float64, float16 or bfloat16, got {input.dtype}")
     if not isinstance(spatial_scale, int | float) or not 0 < spatial_scale < math.inf:
         raise RuntimeError(f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}")
     height, width = height_and_width("roi_align", "output_size", output_size)

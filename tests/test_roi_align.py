@@ -184,7 +184,7 @@ def test_torchvision_issue_4828_random_rois(device, kernels):
         ({"input": INPUT[0]}, r"roi_align: input must have shape \[N, C, H, W\].*got \[3, 32, 32\]"),
         ({"input": INPUT[:, :, :0, :0]}, r"roi_align: input must have .* one cell, got \[2, 3, 0, 0\]"),
         ({"input": INPUT[:0]}, r"rois\[0, 0\] must be a batch index in \[-1, 0\), got 0"),
-        ({"input": INPUT.int()}, "dtype must be float32, float64, float16 or bfloat16, got Int"),
+        ({"input": INPUT.int()}, "input must have dtype float32, float64, float16 or bfloat16, got torch.int32"),
         ({"spatial_scale": math.inf}, "roi_align: spatial_scale must be positive and finite, got inf"),
         ({"spatial_scale": math.nan}, "roi_align: spatial_scale must be positive and finite, got nan"),
         ({"spatial_scale": 0.0}, "roi_align: spatial_scale must be positive and finite, got 0.0"),
