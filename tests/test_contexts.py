@@ -1,8 +1,10 @@
 """Every operator in the circumstances that a program calls it in: the bits of a plain call, or a clear error."""
 
+import contextlib
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +99,26 @@ def test_second_derivative_or_an_error(operator):
         return
     assert all(gradient is None or gradient.isfinite().all() for gradient in second)
     assert any(gradient is not None and gradient.any() for gradient in second)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@each_operator
+def test_a_thousand_calls_and_errors_leave_no_memory_behind(operator):
+    good = arguments_of(operator)
+    # Each tensor one dimension short, which the kernels refuse or the wrapper does.
+    bad = [good | {name: value[0]} for name, value in good.items() if isinstance(value, Tensor) and value.dim()]
+
+    def calls(count):
+        for i in range(count):
+            call(operator, good)
+            if bad:
+                with contextlib.suppress(RuntimeError, TypeError, ValueError):
+                    call(operator, bad[i % len(bad)])
+
+    calls(200)
+    before = resident_bytes()
+    calls(1000)
+    assert resident_bytes() - before < 2**20  # 1 KiB left behind by each call would be all of it
