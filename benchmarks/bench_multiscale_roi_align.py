@@ -1,10 +1,11 @@
-"""multiscale_roi_align against torchvision's MultiScaleRoIAlign: 1000 proposals of one image, 7 x 7 x 256 each."""
+"""multiscale_roi_align against torchvision and detectron2: 1000 proposals of one image, 7 x 7 x 256 each."""
 
 import pytest
 import shapes
 import torch
 
 import cascadeops
+from cascadeops.reference.multiscale_roi_align import multiscale_roi_align as reference
 
 COUNT, SIZE = 1000, 7
 SCALE_NAMES = [str(stride) for stride in shapes.STRIDES]
@@ -13,10 +14,16 @@ LAYOUTS = {"channels-last": True, "NCHW": False}
 
 def pool_with(implementation: str, ratio: int):
     """A function (maps, rois) -> [K, C, 7, 7] that samples as torchvision does."""
-    if implementation == "cascadeops":
-        return lambda maps, rois: cascadeops.multiscale_roi_align(
+    if implementation in ("cascadeops", "reference"):
+        function = cascadeops.multiscale_roi_align if implementation == "cascadeops" else reference
+        return lambda maps, rois: function(
             maps, rois, SIZE, shapes.STRIDES, ratio, aligned=False, level_rule="torchvision"
         )
+    if implementation == "detectron2":
+        structures = pytest.importorskip("detectron2.structures")
+        poolers = pytest.importorskip("detectron2.modeling.poolers")
+        pooler = poolers.ROIPooler(SIZE, [1 / stride for stride in shapes.STRIDES], ratio, "ROIAlign")
+        return lambda maps, rois: pooler(maps, [structures.Boxes(rois[:, 1:])])
     module = pytest.importorskip("torchvision").ops.MultiScaleRoIAlign(SCALE_NAMES, SIZE, ratio)
 
     def pool(maps, rois):
@@ -26,10 +33,8 @@ def pool_with(implementation: str, ratio: int):
 
 
 def workload(device, dtype, layout, implementation):
-    if implementation == "torchvision" and (dtype, layout) != (torch.float32, "NCHW"):
-        pytest.skip(
-            "torchvision has no bfloat16, and copies channels-last maps to NCHW: its best is in the row of NCHW"
-        )
+    if implementation != "cascadeops" and (dtype, layout) != (torch.float32, "NCHW"):
+        pytest.skip("torchvision's kernel, also detectron2's, has no bfloat16, and copies channels-last maps to NCHW")
     maps = shapes.pyramid(1, device, dtype, channels_last=LAYOUTS[layout])
     return maps, shapes.rois(COUNT, 1, device)
 
@@ -37,7 +42,7 @@ def workload(device, dtype, layout, implementation):
 def cases(function):
     """Every implementation, way of sampling, dtype and layout."""
     for mark in (
-        pytest.mark.parametrize("implementation", ["cascadeops", "torchvision"]),
+        pytest.mark.parametrize("implementation", ["cascadeops", "torchvision", "detectron2"]),
         pytest.mark.parametrize("layout", LAYOUTS),
         pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"]),
         pytest.mark.parametrize("ratio", [0, 2], ids=["adaptive", "fixed2"]),
@@ -59,7 +64,7 @@ def bench_forward(measure, device, ratio, dtype, layout, implementation):
     maps, rois = workload(device, dtype, layout, implementation)
     pool = pool_with(implementation, ratio)
     few = slice(None, None, 50)
-    expected = pool_with("cascadeops", ratio)([level.float() for level in maps], rois[few])
+    expected = pool_with("reference", ratio)([level.float() for level in maps], rois[few])
 
     def check(pooled):
         torch.testing.assert_close(pooled[few].float(), expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-2)
