@@ -112,11 +112,11 @@ def main() -> None:
     newest = max(os.stat(item).st_mtime for item in objects)
     if (not library.exists() or library.stat().st_mtime < newest) and not build.run(link):
         build.fail("the library was not linked, see above.")
-    if sanitize:
-        runtime = build.output_of([compiler, "-print-file-name=libasan.so"]).strip()
-        print(
-            f"LD_PRELOAD={shlex.quote(runtime)} ASAN_OPTIONS=detect_leaks=0 python -m pytest --emulate-cuda tests/..."
-        )
+    if sanitize:  # libstdc++ too: the sanitizer looks for its exceptions when the process starts
+        names = ["libasan.so", "libstdc++.so.6"]
+        runtime = " ".join(build.output_of([compiler, f"-print-file-name={name}"]).strip() for name in names)
+        environment = f"LD_PRELOAD={shlex.quote(runtime)} ASAN_OPTIONS=detect_leaks=0"
+        print(f"{environment} python -m pytest --emulate-cuda tests/...")
 
 
 if __name__ == "__main__":
