@@ -71,6 +71,31 @@ def test_top_k_of_a_long_level(device):
         torch.testing.assert_close(scores[0].cpu(), logits[top].sigmoid())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_k", [1, 700, 4500])
+def test_levels_of_every_length(device, poisoned_memory, dtype, top_k):
+    """A CUDA device cuts levels of more than 4096 rows; here among levels that it does not cut, and that go whole."""
+    logits, deltas, anchors = random_levels(2, (4097, 300, 9000, 4096, 5), extent=3000.0)
+    logits[2][0] = logits[2][0].abs() * 1e-3 + 1  # the first bits of these decide nothing
+    levels = [level.to(dtype) for level in logits], [level.to(dtype) for level in deltas], anchors
+    sizes = torch.tensor([[3000, 3100], [2000, 2500]])
+    result = box_proposals(*moved(levels, device), sizes.to(device), top_k, 60, 0.5)
+    single = [level.float() for level in levels[0]], [level.float() for level in levels[1]], anchors
+    assert_same(result, reference(*single, sizes, top_k, 60, 0.5))
+
+
+def test_a_level_of_32_chunks(device):
+    """The most there are, so each is longer than 4096 rows. Far apart anchors are all kept."""
+    count, top_k = 135_000, 300
+    left = torch.arange(count) * 10.0
+    anchors = torch.stack([left, left * 0, left + 5, left * 0 + 5], 1)
+    logits = (torch.randn(count) * 50).round() / 50
+    levels, sizes = ([logits[None]], [torch.zeros(1, count, 4)], [anchors]), torch.tensor([[10, 2_000_000]])
+    boxes, _, found = box_proposals(*moved(levels, device), sizes.to(device), top_k, top_k, 0.5)
+    best = logits.sort(descending=True, stable=True).indices[:top_k]
+    assert found.item() == top_k and torch.equal(boxes[0].cpu(), anchors[best])
+
+
 def test_by_hand(device):
     # Level 0: anchor 0 moves right by half its width and grows e-fold; anchor 1 is anchor 2's double, and worse.
     # Level 1: the same box as anchor 2 stays, as levels do not meet; an anchor outside the image has no area.
@@ -127,7 +152,7 @@ def test_infinite_logits_are_the_best_and_the_worst(device):
 
 
 def test_nan_logit(device, kernels):
-    for rows, top_k in ((50, 60), (5000, 10)):
+    for rows, top_k in ((50, 60), (3000, 10), (5000, 10)):
         levels = random_levels(2, (20, rows))
         levels[0][1][1, rows - 4] = math.nan
         sizes = torch.tensor([[200, 200], [200, 200]], device=device)

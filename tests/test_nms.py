@@ -73,6 +73,19 @@ def test_equals_reference_where_boxes_lie_in_a_grid_of_cells(device, groups, ext
         assert_kept(result, forward_greedy(boxes, scores, idxs, threshold))
 
 
+@pytest.mark.parametrize("rows", [1024, 1025, 2600])
+def test_large_images_that_go_in_rounds(device, poisoned_memory, rows):
+    """A CUDA device takes 1024 candidates at a time, compared with all boxes kept before, and among themselves."""
+    for extent, threshold in ((50.0, 0.7), (300.0, 0.0), (1000.0, 0.3)):
+        boxes, scores = random_rows(rows, extent, integers=extent == 50)
+        expected = forward_greedy(boxes, scores, torch.zeros(rows), threshold)
+        assert_kept(nms(boxes.to(device), scores.to(device), threshold), expected)
+    # A row of boxes each of which would suppress the next: every other one is kept, and decided one after the other.
+    left = torch.arange(rows).float()
+    chain = torch.stack([left, left * 0, left + 2, left * 0 + 1], 1)
+    assert nms(chain.to(device), -left.to(device), 0.3).tolist() == list(range(0, rows, 2))
+
+
 @st.composite
 def crowds(draw):
     """(boxes, scores, idxs): coordinates from a short list, so that duplicates, ties and IoU = threshold are common."""

@@ -128,6 +128,23 @@ def strike_out(boxes, scores, groups, threshold):
     return kept
 
 
+@pytest.mark.parametrize(
+    ("rows", "max_output", "extent"), [(1025, 129, 200.0), (2300, 300, 2000.0), (2300, 1500, 1e5), (3100, 4000, 600.0)]
+)
+def test_large_images_that_go_in_rounds(device, poisoned_memory, rows, max_output, extent):
+    """A CUDA device takes 1024 candidates at a time; images end in any round, by rows or by capacity."""
+    corner, size = torch.rand(2, rows, 2) * extent, torch.rand(2, rows, 2) * 60 + 5
+    boxes, scores = torch.cat([corner, corner + size], -1), (torch.rand(2, rows) * rows).round() / rows
+    scores[1, torch.rand(rows) < 0.4] = -INFINITY
+    for groups in (torch.zeros(2, rows, dtype=torch.int64), torch.randint(-1, 2, (2, rows))):
+        given = groups.to(device) if groups.any() else None
+        index, count = padded_nms(boxes.to(device), scores.to(device), given, 0.5, max_output)
+        for image in range(2):
+            kept = strike_out(boxes[image].double(), scores[image], groups[image], 0.5)[:max_output]
+            assert index[image].tolist() == kept + [-1] * (max_output - len(kept))
+            assert count[image] == len(kept)
+
+
 def test_boxes_without_area_overlap_nothing(device):
     boxes = torch.tensor([[[5.0, 5, 5, 9], [5, 5, 5, 9], [0, 0, 10, 10], [8, 8, 2, 2], [8, 8, 2, 2], [4, 4, 4, 4]]])
     scores = torch.linspace(1, 0.5, 6)[None]

@@ -1,15 +1,23 @@
-// box_proposals on CUDA, without a synchronisation with the host:
+// box_proposals on CUDA, without a synchronisation with the host. Of each level, the best top_k rows:
 //
-// 1. select_kernel: one block per (image, level) finds the key of the top_k-th logit by a radix select, three digits of
-//    11, 11 and 10 bits over a histogram in shared memory; its warps then write the rows up to that key, in the order
-//    of the rows, and of those with the very key as many as there is room for. A level with at most top_k rows goes
-//    whole. The block decodes what it chose: one anchor and four deltas a row.
-// 2. greedy NMS of cuda/greedy_nms.cuh: all images at once, the level as group, ordered by logits; equal ones by level,
-//    then by row.
+// 1. histogram_kernel: levels of more than 4096 rows are cut into up to 32 chunks; one block per (image, chunk) counts
+//    its rows by the first 11 bits of their keys.
+// 2. split_kernel: the same blocks add up the counts of their level, which tells the bin of the top_k-th key and where
+//    their own rows begin, and write the rows of better bins as chosen and those of that bin to a list of the
+//    undecided, both in the order of the rows.
+// 3. select_kernel: one block per (image, level) finds the rest of the key by a radix select over the undecided, 11 and
+//    10 bits; of those with the very key it takes as many as there is room for, in the order of the rows. A short level
+//    is undecided as a whole, and one of at most top_k rows is chosen whole. The block decodes what was chosen: one
+//    anchor and four deltas a row.
+// 4. greedy NMS of cuda/greedy_nms.cuh: all images at once, the level as group, ordered by logits; equal ones by level,
+//    then by row. Of chosen rows only equal ones must be in order, so better bins, better keys and the very key may
+//    follow each other.
 //
-// Half types are read as they are. Bytes: the logits six times, once from memory and then from L2 (268,569 anchors: 1.1
-// MB, 0.4 us of an H100's memory; one block of level 0 takes 0.8 MB six times from L2), 36 for each chosen anchor. A
-// NaN logit is no candidate, and noted as a fault.
+// Half types are read as they are. Bytes: the logits once from memory and twice from L2 (268,569 anchors: 1.1 MB, 0.4
+// us of an H100's memory), 8 KB a chunk written and read by each block of its level (32 chunks: 256 KB), 36 for each
+// chosen anchor. The floor is three launches that wait for each other, some microseconds each, and then the NMS. No GPU
+// has measured the sizes of the chunks. Scratch: 4 bytes for each row of a level that is cut, and the counts. A NaN
+// logit is no candidate, and noted as a fault.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,9 +28,9 @@
 
 #include "checks_box_proposals.h"
 #include "common/box_coder.h"
-#include "common/score_key.h"
 #include "cuda/faults.cuh"
 #include "cuda/greedy_nms.cuh"
+#include "cuda/radix_select.cuh"
 #include "dispatch.h"
 
 namespace cascadeops {
@@ -31,21 +39,30 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kSelectThreads = 1024;
-constexpr int kSelectWarps = kSelectThreads / 32;
-constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
-constexpr int kDigits = 3;  // 11 + 11 + 10 bits
+constexpr int32_t kChunkRows = 4096;  // at least, save the last of a level
+constexpr int32_t kMostChunks = 32;   // of a level
 
 struct Level {
   const void *logits, *deltas;  // [N, rows], [N, rows, 4] of one type
   const Box* anchors;           // [rows]
   int32_t rows, chosen;         // chosen = min(top_k, rows)
   int64_t begin;                // of its candidates among those of an image
+  int32_t chunks, chunk_rows;   // chunks = 0: of no use
+  int32_t first_chunk;          // among those of an image
+  int64_t first_undecided;      // the begin of its list in that of an image
 };
 
 struct Levels {
   Level at[kMaxProposalLevels];
-  int32_t count;
+  int32_t count, chunks;  // chunks: of an image
+  int64_t undecided;      // places in the list of an image
+};
+
+// What the first digit decides on a level.
+struct FirstDigit {
+  uint32_t bin;        // of the wanted row
+  uint32_t wanted;     // rows still to choose among those of this bin
+  uint32_t undecided;  // rows of this bin
 };
 
 struct Candidate {
@@ -54,121 +71,129 @@ struct Candidate {
   int32_t level;  // -1: no candidate
 };
 
-struct SelectState {
-  uint32_t histogram[kBins];
-  uint32_t warp_sums[kSelectWarps];
-  uint32_t prefix;  // the digits found so far
-  uint32_t wanted;  // rows still to choose among those that have this prefix
+// The part of a level that a block of histogram_kernel and of split_kernel has.
+struct Chunk {
+  int64_t image;
+  int32_t level, number;  // number: in its level
+  int32_t begin, end;     // rows
 };
 
-template <typename scalar_t>
-__device__ __forceinline__ uint32_t key_of(scalar_t logit) {
-  const float value = static_cast<float>(logit);
-  return isnan(value) ? kNoCandidate : descending_key(value);
+__device__ __forceinline__ Chunk chunk_of_block(const Levels& levels) {
+  const auto place = static_cast<int32_t>(blockIdx.x % levels.chunks);
+  int32_t level = 0;
+  while (place - levels.at[level].first_chunk >= levels.at[level].chunks) ++level;
+  const int32_t number = place - levels.at[level].first_chunk, begin = number * levels.at[level].chunk_rows;
+  return {blockIdx.x / levels.chunks, level, number, begin,
+          min(begin + levels.at[level].chunk_rows, levels.at[level].rows)};
 }
 
-// Sum over the threads of the block before this one.
-__device__ __forceinline__ uint32_t sum_before(uint32_t value, SelectState& state) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t left = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += left;
-  }
-  if (lane == 31) state.warp_sums[warp] = sum;
+template <typename scalar_t>
+__device__ __forceinline__ const scalar_t* logits_of(const Level& level, int64_t image) {
+  return static_cast<const scalar_t*>(level.logits) + image * level.rows;
+}
+
+// counts: [N, chunks, kBins]
+template <typename scalar_t>
+__global__ void __launch_bounds__(kSelectThreads)
+    histogram_kernel(Levels levels, uint32_t* __restrict__ counts, uint64_t* fault) {
+  __shared__ uint32_t histogram[kBins];
+  for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) histogram[bin] = 0;
   __syncthreads();
-  uint32_t before = sum - value;
-  for (int w = 0; w < warp; ++w) before += state.warp_sums[w];
+  const Chunk chunk = chunk_of_block(levels);
+  const Level& level = levels.at[chunk.level];
+  const scalar_t* logits = logits_of<scalar_t>(level, chunk.image);
+  for (int32_t row = chunk.begin + static_cast<int32_t>(threadIdx.x); row < chunk.end; row += kSelectThreads) {
+    const uint32_t key = key_of(logits[row]);
+    if (key == kNoCandidate) note_fault(fault, Fault::kBoxProposals, chunk.image * level.rows + row);
+    atomicAdd(&histogram[key >> kFirstShift], 1u);
+  }
   __syncthreads();
-  return before;
-}
-
-// Leaves in the state the key of the `chosen`-th best row as prefix, and as wanted how many rows with this very key are
-// among the chosen.
-template <typename scalar_t>
-__device__ __forceinline__ void find_threshold(const scalar_t* __restrict__ logits, int32_t rows, int32_t chosen,
-                                               SelectState& state) {
-  constexpr int bins_per_thread = kBins / kSelectThreads;
-  if (threadIdx.x == 0) state.prefix = 0, state.wanted = static_cast<uint32_t>(chosen);
-  int shift = 32;
-  for (int digit = 0; digit < kDigits; ++digit) {
-    const int bits = min(kDigitBits, shift), high = shift;
-    shift -= bits;
-    for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) state.histogram[bin] = 0;
-    __syncthreads();
-    const uint32_t prefix = state.prefix, wanted = state.wanted;
-    for (int64_t row = threadIdx.x; row < rows; row += kSelectThreads) {
-      const uint32_t key = key_of(logits[row]);
-      if (high == 32 || key >> high == prefix) atomicAdd(&state.histogram[key >> shift & ((1u << bits) - 1)], 1u);
-    }
-    __syncthreads();
-    uint32_t counts[bins_per_thread], total = 0;
-    for (int i = 0; i < bins_per_thread; ++i) total += counts[i] = state.histogram[threadIdx.x * bins_per_thread + i];
-    uint32_t before = sum_before(total, state);
-    for (int i = 0; i < bins_per_thread; ++i) {
-      if (before < wanted && wanted <= before + counts[i]) {  // true for one bin of one thread
-        state.prefix = prefix << bits | (threadIdx.x * bins_per_thread + i);
-        state.wanted = wanted - before;
-      }
-      before += counts[i];
-    }
-    __syncthreads();
-  }
-}
-
-// Writes the chosen rows to `to`, ascending. Each warp looks at a stretch of rows, twice: to count, and to write where
-// its part begins.
-template <typename scalar_t>
-__device__ __forceinline__ void write_chosen(const scalar_t* __restrict__ logits, int32_t rows, SelectState& state,
-                                             int32_t* __restrict__ to) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t threshold = state.prefix, ties = state.wanted;
-  const int64_t stretch = (int64_t{rows} + kSelectWarps * 32 - 1) / (kSelectWarps * 32) * 32;
-  const int64_t begin = warp * stretch, end = min(begin + stretch, int64_t{rows});
-
-  uint32_t better = 0, equal = 0;
-  for (int64_t first = begin; first < end; first += 32) {
-    const uint32_t key = first + lane < end ? key_of(logits[first + lane]) : kNoCandidate;
-    better += __popc(__ballot_sync(~0u, key < threshold));
-    equal += __popc(__ballot_sync(~0u, first + lane < end && key == threshold));
-  }
-  // One lane of each warp brings its counts, so the sums before it are those of the warps before.
-  uint32_t equal_before = sum_before(lane == 0 ? equal : 0, state);
-  equal_before = __shfl_sync(~0u, equal_before, 0);
-  uint32_t better_before = sum_before(lane == 0 ? better : 0, state);
-  better_before = __shfl_sync(~0u, better_before, 0);
-
-  for (int64_t first = begin; first < end; first += 32) {
-    const bool inside = first + lane < end;
-    const uint32_t key = inside ? key_of(logits[first + lane]) : kNoCandidate;
-    const uint32_t better_mask = __ballot_sync(~0u, key < threshold);
-    const uint32_t equal_mask = __ballot_sync(~0u, inside && key == threshold);
-    const uint32_t lower = (1u << lane) - 1;
-    const uint32_t ties_before = min(equal_before + __popc(equal_mask & lower), ties);
-    const bool chosen = key < threshold || (inside && key == threshold && ties_before < ties);
-    if (chosen) to[better_before + __popc(better_mask & lower) + ties_before] = static_cast<int32_t>(first + lane);
-    better_before += __popc(better_mask);
-    equal_before += __popc(equal_mask);
+  for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) {
+    counts[int64_t{blockIdx.x} * kBins + bin] = histogram[bin];
   }
 }
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSelectThreads)
+    split_kernel(Levels levels, const uint32_t* __restrict__ counts, int64_t per_image,
+                 int32_t* __restrict__ rows_chosen, int32_t* __restrict__ undecided,
+                 FirstDigit* __restrict__ first_digits) {
+  __shared__ SelectState state;
+  __shared__ uint32_t better_before, equal_before, equal;
+  const Chunk chunk = chunk_of_block(levels);
+  const Level& level = levels.at[chunk.level];
+  counts += (chunk.image * levels.chunks + level.first_chunk) * kBins;
+  uint32_t all[kBinsPerThread] = {}, before[kBinsPerThread] = {};
+  for (int32_t number = 0; number < level.chunks; ++number) {
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      const uint32_t count = counts[number * kBins + static_cast<int>(threadIdx.x) * kBinsPerThread + i];
+      all[i] += count;
+      if (number < chunk.number) before[i] += count;
+    }
+  }
+  if (threadIdx.x == 0) better_before = 0;
+  find_bin(all, static_cast<uint32_t>(level.chosen), state);
+  for (int i = 0; i < kBinsPerThread; ++i) {
+    const uint32_t bin = threadIdx.x * kBinsPerThread + i;
+    if (bin < state.bin && before[i] != 0) atomicAdd(&better_before, before[i]);
+    if (bin == state.bin) equal_before = before[i], equal = all[i];
+  }
+  __syncthreads();
+  if (chunk.number == 0 && threadIdx.x == 0) {
+    first_digits[chunk.image * levels.count + chunk.level] = {state.bin, state.wanted, equal};
+  }
+  const scalar_t* logits = logits_of<scalar_t>(level, chunk.image);
+  split_rows(
+      chunk.end - chunk.begin, state.bin, ~0u,
+      [&](int64_t i) { return key_of(logits[chunk.begin + i]) >> kFirstShift; },
+      [&](int64_t i) { return chunk.begin + static_cast<int32_t>(i); },
+      rows_chosen + chunk.image * per_image + level.begin + better_before,
+      undecided + chunk.image * levels.undecided + level.first_undecided + equal_before, state);
+}
+
+template <typename scalar_t>
+__global__ void __launch_bounds__(kSelectThreads)
     select_kernel(Levels levels, const float* __restrict__ image_sizes, Deltas stds, int64_t per_image,
+                  const int32_t* __restrict__ undecided, const FirstDigit* __restrict__ first_digits,
                   int32_t* __restrict__ rows_chosen, Candidate* __restrict__ candidates, uint64_t* fault) {
   __shared__ SelectState state;
   const int64_t image = blockIdx.x / levels.count;
   const auto number = static_cast<int32_t>(blockIdx.x % levels.count);
   const Level& level = levels.at[number];
-  const scalar_t* logits = static_cast<const scalar_t*>(level.logits) + image * level.rows;
+  const scalar_t* logits = logits_of<scalar_t>(level, image);
   const scalar_t* deltas = static_cast<const scalar_t*>(level.deltas) + image * level.rows * 4;
   int32_t* chosen = rows_chosen + image * per_image + level.begin;
-  const bool whole = level.chosen == level.rows;
-  for (int64_t row = threadIdx.x; row < level.rows; row += kSelectThreads)
-    if (isnan(static_cast<float>(logits[row]))) note_fault(fault, Fault::kBoxProposals, image * level.rows + row);
+  const bool whole = level.chosen == level.rows, cut = level.chunks > 0;
+  if (!cut) {
+    for (int64_t row = threadIdx.x; row < level.rows; row += kSelectThreads)
+      if (isnan(static_cast<float>(logits[row]))) note_fault(fault, Fault::kBoxProposals, image * level.rows + row);
+  }
   if (!whole) {
-    find_threshold(logits, level.rows, level.chosen, state);
-    write_chosen(logits, level.rows, state, chosen);
+    undecided += image * levels.undecided + level.first_undecided;
+    const auto row_at = [&](int64_t i) { return cut ? undecided[i] : static_cast<int32_t>(i); };
+    const auto key_at = [&](int64_t i) { return key_of(logits[row_at(i)]); };
+    FirstDigit known{0, static_cast<uint32_t>(level.chosen), static_cast<uint32_t>(level.rows)};
+    if (cut) known = first_digits[image * levels.count + number];
+    uint32_t prefix = known.bin, wanted = known.wanted;  // the digits found so far, and what is left to choose there
+    for (int high = cut ? kFirstShift : 32; high > 0;) {
+      const int bits = min(kDigitBits, high), low = high - bits;
+      for (int bin = threadIdx.x; bin < kBins; bin += kSelectThreads) state.histogram[bin] = 0;
+      __syncthreads();
+      for (int64_t i = threadIdx.x; i < known.undecided; i += kSelectThreads) {
+        const uint32_t key = key_at(i);
+        if (uint64_t{key} >> high == prefix) atomicAdd(&state.histogram[key >> low & ((1u << bits) - 1)], 1u);
+      }
+      __syncthreads();
+      uint32_t counts[kBinsPerThread];
+      for (int i = 0; i < kBinsPerThread; ++i) counts[i] = state.histogram[threadIdx.x * kBinsPerThread + i];
+      find_bin(counts, wanted, state);
+      prefix = prefix << bits | state.bin;
+      wanted = state.wanted;
+      high = low;
+    }
+    int32_t* better = chosen + (static_cast<uint32_t>(level.chosen) - known.wanted);
+    split_rows(static_cast<int32_t>(known.undecided), prefix, wanted, key_at, row_at, better,
+               better + (known.wanted - wanted), state);
     __syncthreads();  // shows the block its chosen rows
   }
   const float height = image_sizes[image * 2], width = image_sizes[image * 2 + 1];
@@ -229,13 +254,30 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
   levels.count = static_cast<int32_t>(logits.size());
   int64_t begin = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    const int64_t rows = logits[i].size(1), chosen = std::min(top_k, rows);
-    levels.at[i] = {
-        logits[i].const_data_ptr(), deltas[i].const_data_ptr(),   static_cast<const Box*>(anchors[i].const_data_ptr()),
-        static_cast<int32_t>(rows), static_cast<int32_t>(chosen), begin};
+    const auto rows = static_cast<int32_t>(logits[i].size(1));
+    const auto chosen = static_cast<int32_t>(std::min<int64_t>(top_k, rows));
+    const bool cut = chosen < rows && rows > kChunkRows;
+    const int32_t chunk_rows = std::max(kChunkRows, (rows + kMostChunks - 1) / kMostChunks);
+    const int32_t chunks = cut ? (rows + chunk_rows - 1) / chunk_rows : 0;
+    const auto* boxes_of_level = static_cast<const Box*>(anchors[i].const_data_ptr());
+    levels.at[i] = {logits[i].const_data_ptr(),
+                    deltas[i].const_data_ptr(),
+                    boxes_of_level,
+                    rows,
+                    chosen,
+                    begin,
+                    chunks,
+                    chunk_rows,
+                    levels.chunks,
+                    levels.undecided};
     begin += chosen;
+    levels.chunks += chunks;
+    if (cut) levels.undecided += rows;
   }
-  const Tensor rows_chosen = torch::stable::new_empty(image_sizes, {batch * per_image}, ScalarType::Int);
+  const auto ints = [&](int64_t size) { return torch::stable::new_empty(image_sizes, {size}, ScalarType::Int); };
+  const Tensor rows_chosen = ints(batch * per_image), undecided = ints(batch * levels.undecided);
+  const Tensor counts = ints(batch * levels.chunks * kBins);
+  const Tensor first_digits = ints(batch * levels.count * static_cast<int64_t>(sizeof(FirstDigit) / sizeof(int32_t)));
   const Tensor candidates = torch::stable::new_empty(
       image_sizes, {batch * per_image * static_cast<int64_t>(sizeof(Candidate) / sizeof(float))});
   const Proposals proposals{static_cast<const Candidate*>(candidates.const_data_ptr()),
@@ -246,13 +288,29 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits
                             count.mutable_data_ptr<int64_t>()};
   const Deltas units{static_cast<float>(stds[0]), static_cast<float>(stds[1]), static_cast<float>(stds[2]),
                      static_cast<float>(stds[3])};
-  check(batch <= kMaxCandidates / levels.count, "box_proposals: image_sizes must hold fewer than 2**28 images");
+  check(batch <= kMaxCandidates / std::max(levels.count, levels.chunks),
+        "box_proposals: image_sizes must hold fewer than 2**23 images");
+  const cudaStream_t stream = current_stream(image_sizes);
+  auto* chosen_data = rows_chosen.mutable_data_ptr<int32_t>();
+  auto* undecided_data = undecided.mutable_data_ptr<int32_t>();
+  auto* count_data = static_cast<uint32_t*>(counts.mutable_data_ptr());
+  auto* digit_data = static_cast<FirstDigit*>(first_digits.mutable_data_ptr());
+  uint64_t* fault = fault_word(image_sizes);
   dispatch_floating(logits[0].scalar_type(), "box_proposals", [&](auto zero) {
-    if constexpr (!std::is_same_v<decltype(zero), double>) {  // the check knows no float64
+    using scalar_t = decltype(zero);
+    if constexpr (!std::is_same_v<scalar_t, double>) {  // the check knows no float64
+      if (levels.chunks > 0) {
+        const auto blocks = static_cast<unsigned>(batch * levels.chunks);
+        histogram_kernel<scalar_t><<<blocks, kSelectThreads, 0, stream>>>(levels, count_data, fault);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        split_kernel<scalar_t><<<blocks, kSelectThreads, 0, stream>>>(levels, count_data, per_image, chosen_data,
+                                                                      undecided_data, digit_data);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      }
       const auto blocks = static_cast<unsigned>(batch * levels.count);
-      select_kernel<decltype(zero)><<<blocks, kSelectThreads, 0, current_stream(image_sizes)>>>(
-          levels, sizes.const_data_ptr<float>(), units, per_image, rows_chosen.mutable_data_ptr<int32_t>(),
-          static_cast<Candidate*>(candidates.mutable_data_ptr()), fault_word(image_sizes));
+      select_kernel<scalar_t><<<blocks, kSelectThreads, 0, stream>>>(
+          levels, sizes.const_data_ptr<float>(), units, per_image, undecided_data, digit_data, chosen_data,
+          static_cast<Candidate*>(candidates.mutable_data_ptr()), fault);
     }
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();

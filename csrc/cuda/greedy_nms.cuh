@@ -12,15 +12,19 @@
 //    appended. The block stops when max_output are kept.
 //
 // An image is one segment where few are asked for: then the sweep, which goes by score, soon has them. Where many are
-// asked for, the groups are spread over segments by a hash, and blocks work on them at the same time; groups that meet
-// in a segment are told apart by number, so that they share time and nothing else. The kept are then ordered by a
-// second sort, and
+// asked for of several groups, the groups are spread over segments by a hash, and blocks work on them at the same time;
+// groups that meet in a segment are told apart by number, so that they share time and nothing else. The kept are then
+// ordered by a second sort, and
 // 3. write_kept hands the first max_output of each image to the Source.
 //
+// A large image of one segment of which a good part is asked for (see in_rounds) is not swept by one block but goes
+// over the whole device in rounds, see cuda/nms_rounds.cuh. No GPU has measured where this begins to be faster. A large
+// group among others remains the work of a single block.
+//
 // Nothing is read back by the host. Scratch for each candidate: 24 bytes and the temporary storage of the sort; with
-// segments 48. The sweep reads a candidate once (20 to 28 bytes) and the kept boxes of its segment, which stay in
-// cache, once per tile. Its floor is the arithmetic of the comparisons, some 20 operations each. A large image of one
-// group is the work of a single block.
+// segments 48, in rounds 25; without segments 24 for each that is asked for. The sweep reads a candidate once (20 to 28
+// bytes) and the kept boxes of its segment, which stay in cache, once per tile. Its floor is the arithmetic of the
+// comparisons, some 20 operations each.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,20 +38,20 @@
 #include "common/boxes.h"
 #include "common/score_key.h"
 #include "cuda/launch.cuh"
+#include "cuda/nms_rounds.cuh"
 
 namespace cascadeops {
 
 constexpr int kKeyThreads = 256;
-constexpr int kTile = 256;  // candidates
-constexpr int kParts = 4;   // threads per candidate, in different warps: a warp then reads one kept box at a time
+constexpr int kParts = 4;  // threads per candidate, in different warps: a warp then reads one kept box at a time
 constexpr int kSweepThreads = kTile * kParts;
 constexpr int kWords = kTile / 32;
 constexpr int kWordsPerPart = kWords / kParts;
 constexpr int64_t kFewOutputs = 1024;  // up to these one block per image is enough
 constexpr int64_t kSegmentSize = 256;  // candidates of a segment to aim at
 constexpr int kMostSegmentBits = 12;
-
-__device__ __forceinline__ uint32_t score_of(uint64_t key) { return static_cast<uint32_t>(key); }
+constexpr int64_t kMostPerOutput = 8;   // candidates for each that is asked for, where an image goes in rounds
+constexpr int64_t kRoundBlocks = 1024;  // to aim at, of 256 threads
 
 // Fibonacci hashing: neighbouring numbers come to different segments.
 __device__ __forceinline__ uint64_t segment_of(int64_t group, int bits) {
@@ -86,34 +90,9 @@ __global__ void __launch_bounds__(kKeyThreads)
 struct SweepTile {
   Box boxes[kTile];
   int64_t groups[kTile];
-  uint32_t rivals[kWords][kTile];  // bit j of rivals[w][i]: candidate 32 w + j comes before i and would suppress it
-  uint32_t open[kWords];           // candidates that nothing has suppressed and nothing has confirmed
-  uint32_t kept[kWords];
+  uint32_t rivals[kWords][kTile];
+  uint32_t open[kWords], kept[kWords];
 };
-
-// Decides the open candidates of a tile among themselves: one is kept when all its rivals are out, and out when one of
-// them is kept. Each round decides at least the first that is open; chains of suppressions are short, so few rounds do.
-__device__ __forceinline__ void resolve_tile(SweepTile& tile, int candidate, int part) {
-  const int word = candidate / 32;
-  for (;;) {
-    bool suppressed = false, waiting = false;
-    const bool open = tile.open[word] >> (candidate % 32) & 1;
-    if (open && part == 0) {
-      for (int w = 0; w <= word; ++w) {
-        suppressed |= (tile.rivals[w][candidate] & tile.kept[w]) != 0;
-        waiting |= (tile.rivals[w][candidate] & tile.open[w]) != 0;
-      }
-    }
-    __syncthreads();
-    const uint32_t newly_kept = __ballot_sync(~0u, open && !suppressed && !waiting);
-    const uint32_t still_open = __ballot_sync(~0u, open && !suppressed && waiting);
-    if (part == 0 && candidate % 32 == 0) {
-      tile.kept[word] |= newly_kept;
-      tile.open[word] = still_open;
-    }
-    if (!__syncthreads_or(part == 0 && still_open != 0)) return;
-  }
-}
 
 // Places of the sorted candidates and of the kept boxes of a block.
 struct Segment {
@@ -192,7 +171,7 @@ __global__ void __launch_bounds__(kSweepThreads)
       tile.rivals[w][candidate] = rivals;
     }
     __syncthreads();
-    resolve_tile(tile, candidate, part);
+    resolve<kWords>(tile.rivals[0], tile.open, tile.kept, candidate, part == 0);
 
     int32_t before = 0, found = 0;
     for (int w = 0; w < kWords; ++w) {
@@ -249,6 +228,12 @@ inline int segment_bits_of(int64_t candidates, int64_t max_output, bool grouped)
   return bits;
 }
 
+// Whether images of one segment go in rounds: a round must not be most of the work, and the sweep must not be likely to
+// have its max_output after a small part of the candidates.
+inline bool in_rounds(int64_t candidates, int64_t max_output) {
+  return candidates > kRound && candidates <= kMostPerOutput * max_output;
+}
+
 inline int bits_of(int64_t count) {
   int bits = 0;
   while (count > int64_t{1} << bits) ++bits;
@@ -295,10 +280,37 @@ void launch_greedy_nms(const Source& source, const torch::stable::Tensor& like, 
   const bool segmented = segment_bits > 0;
   const int64_t room = segmented ? total : images * max_output;
   const Tensor kept_boxes = scratch(room * 4, ScalarType::Float), kept_groups = scratch(room, ScalarType::Long);
+  auto* box_data = static_cast<Box*>(kept_boxes.mutable_data_ptr());
+  auto* group_data = static_cast<int64_t*>(kept_groups.mutable_data_ptr());
+  if (!segmented && in_rounds(candidates, max_output)) {
+    const Tensor counts = scratch(images, ScalarType::Int), suppressed = scratch(total, ScalarType::Byte);
+    const Tensor rivals = scratch(images * kRoundWords * kRound, ScalarType::Int);
+    const auto parts = static_cast<int32_t>(std::clamp<int64_t>(kRoundBlocks / (images * kRoundTiles), 1, kMostParts));
+    const Rounds rounds{key_data + total,
+                        order_data + total,
+                        count,
+                        most,
+                        parts,
+                        box_data,
+                        group_data,
+                        counts.mutable_data_ptr<int32_t>(),
+                        suppressed.mutable_data_ptr<uint8_t>(),
+                        static_cast<uint32_t*>(rivals.mutable_data_ptr())};
+    STD_CUDA_CHECK(cudaMemsetAsync(rounds.kept_counts, 0, images * sizeof(int32_t), stream));
+    STD_CUDA_CHECK(cudaMemsetAsync(rounds.suppressed, 0, total, stream));
+    for (int64_t first = 0; first < candidates; first += kRound) {
+      const auto begin = static_cast<int32_t>(first);
+      const auto blocks = static_cast<unsigned>(images * parts * kRoundTiles);
+      compare_kernel<<<blocks, kTile, 0, stream>>>(source, rounds, begin, make_iou_test(iou_threshold));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      resolve_kernel<<<static_cast<unsigned>(images), kRound, 0, stream>>>(source, rounds, begin);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    return;
+  }
   greedy_sweep_kernel<<<static_cast<unsigned>(images << segment_bits), kSweepThreads, 0, stream>>>(
       source, key_data + total, order_data + total, total, count, segment_bits, make_iou_test(iou_threshold), most,
-      static_cast<Box*>(kept_boxes.mutable_data_ptr()), static_cast<int64_t*>(kept_groups.mutable_data_ptr()),
-      segmented ? key_data : nullptr);
+      box_data, group_data, segmented ? key_data : nullptr);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (!segmented) return;
   sort(32 + bits_of(images));  // order's first half still numbers the candidates of each image
