@@ -129,6 +129,17 @@ def test_unusable_annotations_are_left_out_and_the_others_stay(make, case):
     assert dataset.annotations.annotation_ids.tolist() == [1, 3]
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [{"size": [HEIGHT, WIDTH], "counts": [5, 5]}, [[1, 2, 3, 4, 1e9, 6]], [[1, 2, 1e9, 4]]],
+)
+def test_malformed_masks_are_refused_in_annotations_that_are_left_out_too(make, segmentation):
+    """The evaluation gives crowds and tiny objects to pycocotools, which such masks end."""
+    for change in ({"iscrowd": 1}, {"ignore": 1}, {"area": 0}, {"bbox": [10, 10, 0.9, 20]}):
+        with pytest.raises(DataError, match="annotation 2"):
+            make(_content([_square(1), _square(2, segmentation=segmentation, **change)]))
+
+
 def test_short_polygons_are_dropped_beside_good_ones(make):
     dataset = make(_content([_square(segmentation=[[1, 1, 2, 2], [10, 10, 30, 10, 30, 30, 10, 30]])]))
     expected = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -316,6 +327,7 @@ FAULTS = {
     "absolute name": (_image(file_name="/etc/passwd"), "outside its folder", "image 1", "got '/etc/passwd'"),
     "no size": (_image(height=0), "has no usable size", "image 1", "got 0 and 60"),
     "huge size": (_image(height=10**12), "has no usable size", "image 1", "got 1000000000000 and 60"),
+    "many pixels": (_image(height=10**5, width=10**5), "has no usable size", "image 1", "at most 89,478,485 pixels"),
     "huge id": (_annotation(id=2**70), "an id is not a whole number", "json", "annotations: got"),
     "listed category": (_annotation(category_id=[1]), "names an unknown category", "annotation 1", r"category \[1\]"),
     "area of text": (_annotation(area="big"), "is malformed", "annotation 1", "area must be a number, got 'big'"),

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..errors import DataError
+from ..images import MAX_PIXELS
 from .segmentation import (
     LARGEST_COORDINATE,
     MalformedAnnotation,
@@ -173,8 +174,10 @@ def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
 
 def _image_size(image: dict, path: Path) -> tuple[int, int]:
     height, width = image["height"], image["width"]
-    if not all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in (height, width)):
-        why = f"height and width must be whole numbers from 1 to 100000, got {height!r} and {width!r}"
+    sides_are_whole = all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in (height, width))
+    if not sides_are_whole or height * width > MAX_PIXELS:
+        why = f"height and width must be whole numbers from 1 to 100000, at most {MAX_PIXELS:,} pixels, "
+        why += f"got {height!r} and {width!r}"
         raise DataError(
             "an image has no usable size", where=f"{path}, image {image['id']}", why=why, fix=_fix("height")
         )
@@ -198,19 +201,21 @@ def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float],
         raise MalformedAnnotation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
     if area is not None and type(area) not in (int, float):
         raise MalformedAnnotation(f"area must be a number, got {area!r}")
+    segmentation = annotation.get("segmentation")
+    checked: list[list[float]] | bytes = []
+    if isinstance(segmentation, dict):  # also of one that is left out: the evaluation gives it to pycocotools
+        checked = checked_run_lengths(segmentation, height, width)
+    elif isinstance(segmentation, list):
+        checked = usable_polygons(segmentation)
     x, y, w, h = box
     meets = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
     if annotation.get("iscrowd") or annotation.get("ignore") or w < 1 or h < 1 or not meets:
         return None
     if area is not None and area <= 0:
         return None
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        return (x, y, x + w, y + h), checked_run_lengths(segmentation, height, width)
-    if not isinstance(segmentation, list):
+    if not isinstance(segmentation, dict | list):
         raise MalformedAnnotation("it has no segmentation; boxes alone cannot train a mask head")
-    polygons = usable_polygons(segmentation)
-    return ((x, y, x + w, y + h), polygons) if polygons else None
+    return ((x, y, x + w, y + h), checked) if checked else None
 
 
 def _is_coordinate(value: object) -> bool:
