@@ -129,7 +129,7 @@ def strike_out(boxes, scores, groups, threshold):
 
 
 @pytest.mark.parametrize(
-    ("rows", "max_output", "extent"), [(1025, 129, 200.0), (2300, 300, 250.0), (2300, 1500, 1e5), (3100, 4000, 600.0)]
+    ("rows", "max_output", "extent"), [(1025, 129, 200.0), (2300, 800, 160.0), (2300, 1500, 1e5), (3100, 4000, 600.0)]
 )
 def test_large_images_that_go_in_rounds(device, poisoned_memory, rows, max_output, extent):
     """A CUDA device takes 1024 candidates at a time; images end in any round, by rows or by capacity."""
