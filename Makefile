@@ -60,6 +60,7 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	$(run) scripts/check_indices.py
 
 gpu-check: $(VENV)/.bench
 	scripts/gpu_check.sh $(run)

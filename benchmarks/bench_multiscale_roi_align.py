@@ -56,7 +56,10 @@ def name_of(direction: str, ratio: int) -> str:
 
 
 def label(implementation: str, dtype: torch.dtype, layout: str) -> str:
-    return f"{implementation} {str(dtype).removeprefix('torch.')} {layout}"
+    """What differs from float32, and for ours from channels-last maps, is added to the name."""
+    kind = [str(dtype).removeprefix("torch.")] if dtype != torch.float32 else []
+    kind += [layout] if implementation == "cascadeops" and layout != "channels-last" else []
+    return " ".join([implementation, *kind])
 
 
 @cases

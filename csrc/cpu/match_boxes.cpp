@@ -52,7 +52,8 @@ struct BoxBlock {
   int count;
   Box outline;
 
-  CASCADEOPS_INLINE BoxBlock(const Box* boxes, const bool* valid, int64_t rows) : count(rows < kBlock ? rows : kBlock) {
+  CASCADEOPS_INLINE BoxBlock(const Box* boxes, const bool* valid, int64_t rows)
+      : count(static_cast<int>(std::min<int64_t>(rows, kBlock))) {
     constexpr float largest = std::numeric_limits<float>::max();
     outline = {largest, largest, -largest, -largest};
     for (int i = 0; i < kBlock; ++i) {

@@ -80,7 +80,7 @@ struct Order {
   // Five maps with four lines each are more streams than the hardware foresees: asks for what comes next.
   template <bool written, typename scalar_t, typename Map>
   static CASCADEOPS_INLINE void prefetch(const scalar_t* from, const Map& map, int64_t lines) {
-    constexpr int64_t ahead = 4 * 64 / sizeof(scalar_t);
+    constexpr int64_t ahead = size_t{4} * 64 / sizeof(scalar_t);
     __builtin_prefetch(from + (channels_last ? lines * map.column : ahead), written, 2);
   }
 };

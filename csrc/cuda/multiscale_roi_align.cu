@@ -43,7 +43,7 @@ constexpr int kThreads = 256;
 // rows.
 constexpr int64_t kEnoughBlocks = 2048;
 // Shared memory that a block gets without asking, and at most on sm_80 to sm_90 (the least of them: sm_86, sm_89).
-constexpr int64_t kWithoutAsking = 48 * 1024, kAtMost = 99 * 1024;
+constexpr int64_t kKilobyte = 1024, kWithoutAsking = 48 * kKilobyte, kAtMost = 99 * kKilobyte;
 
 // One of the maps that the block's RoI reads.
 template <typename scalar_t, typename real>

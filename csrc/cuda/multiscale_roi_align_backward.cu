@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t items = int64_t{1} * compact_hits(hit, hits, warp_hits) * passes_y * passes_x;
     for (int64_t item = 0; item < items; item += kAtOnce) {
       const int here = static_cast<int>(items - item < kAtOnce ? items - item : kAtOnce);
-      const auto roi_of = [&](int i) { return first + hits[(item + i) / (passes_y * passes_x)]; };
+      const auto roi_of = [&](int i) { return first + hits[(item + i) / passes_x / passes_y]; };
       const auto first_y = [&](int i) { return (item + i) / passes_x % passes_y * kBinsAtOnce; };
       const auto first_x = [&](int i) { return (item + i) % passes_x * kBinsAtOnce; };
 

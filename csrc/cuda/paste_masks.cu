@@ -140,7 +140,7 @@ Tensor paste_masks_cuda(const Tensor& probs,  // [N, h, w]
                                         packed || threshold < 0 ? ScalarType::Byte : ScalarType::Bool);
   if (masks == 0) return out;
   const Tensor dense_probs = torch::stable::contiguous(probs), dense_boxes = torch::stable::contiguous(boxes);
-  const unsigned blocks = grid_blocks(masks * height * row_bytes, kThreads * (packed ? kWord : kChunk));
+  const unsigned blocks = grid_blocks(masks * height * row_bytes, int64_t{kThreads} * (packed ? kWord : kChunk));
   dispatch_floating(probs.scalar_type(), "paste_masks", [&](auto zero) {
     using scalar_t = decltype(zero);
     const auto kernel = packed ? paste_packed_masks_kernel<scalar_t> : paste_masks_kernel<scalar_t>;

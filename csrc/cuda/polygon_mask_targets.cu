@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(kThreads)
                                 int32_t size, uint8_t* __restrict__ targets, uint64_t* fault) {
   extern __shared__ uint32_t bits[];
   const int32_t words = (size + 31) / 32, tiles_across = (size + kColumns - 1) / kColumns;
-  uint32_t* const flips = bits;                     // [words, kColumns], row 32 w + i in bit i
-  uint32_t* const cells = bits + words * kColumns;  // the same of the object's polygons so far
+  uint32_t* const flips = bits;                              // [words, kColumns], row 32 w + i in bit i
+  uint32_t* const cells = bits + int64_t{words} * kColumns;  // the same of the object's polygons so far
 
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t k = tile / tiles_across;
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads)
         finite = finite && isfinite(from[0]) && isfinite(from[1]);
         for_each_flip(grid.point(from), grid.point(to), first_column, last_column, size,
                       [&](int32_t column, int32_t row) {
-                        if (row < size) atomicXor(flips + row / 32 * kColumns + column - first_column, 1u << row % 32);
+                        if (row < size)
+                          atomicXor(flips + int64_t{row} / 32 * kColumns + column - first_column, 1u << row % 32);
                       });
       }
       valid = __syncthreads_and(finite) && valid;

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
                       int64_t* __restrict__ image_sizes  // [n, 2]
     ) {
   __shared__ ResizeTap row_taps[kRows];
-  __shared__ __align__(kStoreBytes) char tile_bytes[channels_last ? kRows * kThreads * 3 * sizeof(scalar_t) : 1];
+  __shared__ __align__(kStoreBytes) char tile_bytes[channels_last ? sizeof(scalar_t) * kRows * kThreads * 3 : 1];
   auto* tile_values = reinterpret_cast<scalar_t*>(tile_bytes);  // [kRows, kThreads, 3]
 
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

@@ -40,7 +40,7 @@ class ThreadProduct {
       for (int j = 0; j < kColumns; ++j) right[j] = static_cast<real>(b[j]);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const real left = static_cast<real>(a[i * a_row]);
+        const real left = static_cast<real>(a[int64_t{i} * a_row]);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) sum_[i][j] = fma(left, right[j], sum_[i][j]);
       }
