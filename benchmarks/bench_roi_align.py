@@ -32,7 +32,9 @@ def workload(device, dtype, layout):
 def measured(direction: str, ratio: int, implementation: str, dtype: torch.dtype, layout: str) -> tuple[str, str]:
     sampling = "2 x 2 samples" if ratio else "adaptive"
     name = f"roi_align, {direction}, 256 x 14 x 14 x 256, {sampling}"
-    return name, f"{implementation} {str(dtype).removeprefix('torch.')} {layout}"
+    kind = [str(dtype).removeprefix("torch.")] if dtype != torch.float32 else []  # ours: float32, channels-last
+    kind += [layout] if implementation == "cascadeops" and layout != "channels-last" else []
+    return name, " ".join([implementation, *kind])
 
 
 @pytest.mark.parametrize(("implementation", "dtype", "layout"), CASES)
