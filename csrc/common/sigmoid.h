@@ -11,9 +11,10 @@ namespace cascadeops {
 // and so no product overflows. Beyond, a sigmoid or its derivative is below 2^-125 where it should be even closer to 0.
 constexpr float kSigmoidRange = 0x1.5d51ecp6f;  // 87.33, just below 126 ln 2
 
+// value * sigmoid(t), one rounding less than the product.
 template <typename real>
-CASCADEOPS_HD void sigmoid_of(const real& E, real& value) {
-  value = 1 / (1 + E);
+CASCADEOPS_HD void times_sigmoid_of(const real& E, real& value) {
+  value = value / (1 + E);
 }
 
 template <typename real>

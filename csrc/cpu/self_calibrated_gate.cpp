@@ -144,12 +144,11 @@ struct Forward {
       t.load(x_at, Order::element(x), lanes);
       value.load(k3_at, Order::element(k3), lanes);
       for (int part = 0; part < t.parts; ++part) {
-        typename Lanes<real>::type e, gate;
+        typename Lanes<real>::type e;
         t.part[part] += cell.part[part];
         bring_into_range<clamped>(t.part[part], check);
         exp_of_negated(t.part[part], e);
-        sigmoid_of(e, gate);
-        value.part[part] *= gate;
+        times_sigmoid_of(e, value.part[part]);
       }
       value.store(out_at, 1, lanes);
       x_at += Order::line(x);

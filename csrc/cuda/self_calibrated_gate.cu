@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int i = 0; i < vector; ++i) {
       const real t = static_cast<real>(x_pack.value[i]) + static_cast<real>(cells.value[i]);
-      real gate;
-      sigmoid_of(exp_of_negated(t), gate);
-      result.value[i] = static_cast<scalar_t>(static_cast<real>(k3_pack.value[i]) * gate);
+      real value = static_cast<real>(k3_pack.value[i]);
+      times_sigmoid_of(exp_of_negated(t), value);
+      result.value[i] = static_cast<scalar_t>(value);
     }
     store<vector>(result, out.at(n, c, row, column));
   }
