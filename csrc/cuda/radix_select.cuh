@@ -68,7 +68,7 @@ __device__ __forceinline__ void split_rows(int32_t count, uint32_t threshold, ui
                                            int32_t* __restrict__ better, int32_t* __restrict__ equal,
                                            SelectState& state) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t stretch = (int64_t{count} + kSelectWarps * 32 - 1) / (kSelectWarps * 32) * 32;
+  const int64_t stretch = (int64_t{count} + kSelectThreads - 1) / kSelectThreads * 32;  // whole rounds of a warp
   const int64_t begin = warp * stretch, end = min(begin + stretch, int64_t{count});
   uint32_t better_mask = 0, equal_mask = 0;
   const auto look = [&](int64_t i) {
