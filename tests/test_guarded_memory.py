@@ -1,6 +1,6 @@
 """The guards themselves: a read beyond a guarded tensor ends the process, and the operators' arguments get guards.
 
-`pytest --guarded end` and `--guarded start` run every operator test that way (make sanitize does).
+`pytest --guarded end` and `--guarded start` run every operator test that way.
 """
 
 import signal
