@@ -1,6 +1,7 @@
 """RoIAlign with torchvision's interfaces: drop-in functions and modules over `multiscale_roi_align`."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -47,8 +48,8 @@ def roi_align(
         ``[K, C, height, width]``, dtype of ``input``.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device; on the CPU a bad row, see above. What the kernel finds, it reports
-            as `multiscale_roi_align`, to which the input is features[0] and the boxes are rois.
+        RuntimeError: wrong shape, dtype or device; on the CPU a bad row, see above. In compiled functions and on CUDA a
+            bad row is reported as one of `multiscale_roi_align`, to which the boxes are rois.
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3.
     """
@@ -63,9 +64,13 @@ def roi_align(
         raise RuntimeError(f"roi_align: spatial_scale must be positive and finite, got {spatial_scale}")
     height, width = height_and_width("roi_align", "output_size", output_size)
     rois = _rois("roi_align", boxes, input)
-    return torch.ops.cascadeops.multiscale_roi_align(
-        [input], rois, height, width, [spatial_scale], sampling_ratio, aligned, 1.0, True, 0, None, None
-    )
+    options = (height, width, [spatial_scale], sampling_ratio, aligned, 1.0, True, 0, None, None)
+    if torch.compiler.is_compiling():
+        return torch.ops.cascadeops.multiscale_roi_align([input], rois, *options)
+    try:
+        return torch.ops.cascadeops.multiscale_roi_align([input], rois, *options)
+    except RuntimeError as error:
+        raise RuntimeError(_restated(error, "roi_align", boxes)) from None
 
 
 class RoIAlign(nn.Module):
@@ -145,21 +150,37 @@ class MultiScaleRoIAlign(nn.Module):
             raise ValueError("MultiScaleRoIAlign: image_shapes must hold the size of at least one image, got none")
         height = max(shape[0] for shape in image_shapes)
         strides = [2.0 ** -round(math.log2(feature.shape[2] / height)) for feature in features]
-        return multiscale_roi_align(
-            features,
-            _rois("MultiScaleRoIAlign", boxes, features[0]),
-            self.output_size,
-            strides,
-            self.sampling_ratio,
-            aligned=False,
-            finest_size=self.canonical_scale * strides[0] / 2.0**self.canonical_level,
-            level_rule="torchvision",
-        )
+        finest_size = self.canonical_scale * strides[0] / 2.0**self.canonical_level
+        rois = _rois("MultiScaleRoIAlign", boxes, features[0])
+        options = (self.output_size, strides, self.sampling_ratio, False, finest_size, "torchvision")
+        if torch.compiler.is_compiling():
+            return multiscale_roi_align(features, rois, *options)
+        try:
+            return multiscale_roi_align(features, rois, *options)
+        except RuntimeError as error:
+            raise RuntimeError(_restated(error, "MultiScaleRoIAlign", boxes)) from None
 
     def extra_repr(self) -> str:
         return (
             f"featmap_names={self.featmap_names}, output_size={self.output_size}, sampling_ratio={self.sampling_ratio}"
         )
+
+
+def _restated(error: RuntimeError, operator: str, boxes: Tensor | Sequence[Tensor]) -> str:
+    """What `multiscale_roi_align` said about rois[row, column], in terms of the boxes that `operator` was given."""
+
+    def place(match: re.Match) -> str:
+        row, column = int(match[1]), int(match[2])
+        if isinstance(boxes, Tensor):
+            return f"{operator}: boxes[{row}, {column}]"
+        image = 0
+        while row >= len(boxes[image]):
+            row -= len(boxes[image])
+            image += 1
+        return f"{operator}: boxes[{image}][{row}, {column - 1}]"
+
+    text = re.sub(r"multiscale_roi_align: rois\[(\d+), (\d)\]", place, str(error))
+    return text.replace("multiscale_roi_align: ", f"{operator}: ")
 
 
 def _pair(output_size: int | Sequence[int]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ TORCHVISION = "torchvision 0.26"
 DIES = "ends the process"
 INPUT = torch.ones(2, 3, 32, 32)
 BOX = (2.0, 3.0, 20.0, 25.0)
+OF_BACKWARD = "multiscale_roi_align: rois"  # what its gradient, called by itself, names
 
 
 def rois(index=0.0, box=BOX):
@@ -29,12 +30,12 @@ def backward(index=0.0, box=BOX, grad=None):
     return operator(grad, [INPUT], rois(index, box), [1.0], 0, False, 1.0, True, 0, None)[0]
 
 
-def is_batch_index(got: str, batch: int = 2) -> str:
-    return f"multiscale_roi_align: rois[0, 0] must be a batch index in [-1, {batch}), got {got}"
+def is_batch_index(got: str, batch: int = 2, argument: str = "roi_align: boxes") -> str:
+    return f"{argument}[0, 0] must be a batch index in [-1, {batch}), got {got}"
 
 
-def is_finite(column: int, got: str) -> str:
-    return f"multiscale_roi_align: rois[0, {column}] must be finite, got {got}"
+def is_finite(column: int, got: str, argument: str = "roi_align: boxes") -> str:
+    return f"{argument}[0, {column}] must be finite, got {got}"
 
 
 def gradient_of_smaller_bins() -> bool:
@@ -94,7 +95,7 @@ FAULTS: dict[str, Fault] = {
         "an illegal memory access", "roi_align: boxes must be on the device of input, cpu, got meta",
         lambda: roi_align(INPUT, rois().to("meta"), 7)),
     "redet-86": raises("csuhan/ReDet#86", "the backward pass of boxes from bad annotations, as it seems",
-        "an illegal memory access", is_finite(3, "nan"), lambda: backward(box=(2, 3, math.nan, 25))),
+        "an illegal memory access", is_finite(3, "nan", OF_BACKWARD), lambda: backward(box=(2, 3, math.nan, 25))),
     "maskrcnn-benchmark-45": raises("facebookresearch/maskrcnn-benchmark#45, facebookresearch/detectron2#1439",
         "a training that has diverged, as it seems", "an illegal memory access, somewhere later", is_finite(1, "inf"),
         lambda: pool(box=(math.inf,) * 4)),
@@ -135,7 +136,7 @@ FAULTS: dict[str, Fault] = {
         "the mean of the samples, at once",
         lambda: torch.allclose(pool(sampling_ratio=100_000, output_size=2), torch.ones(1), atol=1e-3)),
     "torchvision-roi-align-backward-index-1e6": raises(TORCHVISION, "the backward pass, batch index 1e6", DIES,
-        is_batch_index("1e+06"), lambda: backward(1e6)),
+        is_batch_index("1e+06", argument=OF_BACKWARD), lambda: backward(1e6)),
     # torchvision 0.26 on the CPU: silently wrong.
     "torchvision-roi-align-index-n": raises(TORCHVISION, "batch index N", "memory behind the tensor",
         is_batch_index("2"), lambda: pool(2)),
@@ -151,7 +152,7 @@ FAULTS: dict[str, Fault] = {
         "numbers of 2e33", "roi_align: boxes must be on the device of input, cpu, got meta",
         lambda: roi_align(INPUT, rois().to("meta"), 7)),
     "torchvision-roi-align-backward-index-n": raises(TORCHVISION, "the backward pass, batch index N",
-        "a gradient of 0, written elsewhere", is_batch_index("2"), lambda: backward(2)),
+        "a gradient of 0, written elsewhere", is_batch_index("2", argument=OF_BACKWARD), lambda: backward(2)),
     "torchvision-roi-align-backward-small-grad": gives(TORCHVISION, "a gradient of fewer bins than were pooled",
         "reads behind the gradient", "the gradient of a pooling with so many bins: there is no second number of bins",
         gradient_of_smaller_bins),

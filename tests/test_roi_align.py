@@ -148,7 +148,7 @@ def bad_box(index=0.0, box=BOX):
 
 @pytest.mark.parametrize("index", [1e3, 1e6, 1e9, 2.0, -2.0, -1e6, 0.5, math.nan, math.inf, -math.inf, 2.0**31, 3e38])
 def test_torchvision_2b_batch_index_out_of_range(index):
-    with pytest.raises(RuntimeError, match=r"rois\[0, 0\] must be a batch index in \[-1, 2\), got"):
+    with pytest.raises(RuntimeError, match=r"roi_align: boxes\[0, 0\] must be a batch index in \[-1, 2\), got"):
         cascadeops.roi_align(INPUT, bad_box(index), 7)
     with pytest.raises(RuntimeError, match=r"rois\[0, 0\] must be a batch index in \[-1, 2\), got"):
         torch.ops.cascadeops.multiscale_roi_align_backward(
@@ -159,7 +159,7 @@ def test_torchvision_2b_batch_index_out_of_range(index):
 @pytest.mark.parametrize("ratio", [-1, 2])
 @pytest.mark.parametrize("box", [(math.nan, 3, 20, 25), (math.nan,) * 4, (2, 3, math.inf, 25), (-math.inf, 3, 20, 25)])
 def test_torchvision_2b_and_issue_9273_box_that_is_not_finite(box, ratio):
-    with pytest.raises(RuntimeError, match=r"rois\[0, \d\] must be finite, got (nan|inf|-inf)"):
+    with pytest.raises(RuntimeError, match=r"roi_align: boxes\[0, \d\] must be finite, got (nan|inf|-inf)"):
         cascadeops.roi_align(INPUT, bad_box(box=box), 7, sampling_ratio=ratio)
 
 
@@ -183,7 +183,7 @@ def test_torchvision_issue_4828_random_rois(device, kernels):
     [
         ({"input": INPUT[0]}, r"roi_align: input must have shape \[N, C, H, W\].*got \[3, 32, 32\]"),
         ({"input": INPUT[:, :, :0, :0]}, r"roi_align: input must have .* one cell, got \[2, 3, 0, 0\]"),
-        ({"input": INPUT[:0]}, r"rois\[0, 0\] must be a batch index in \[-1, 0\), got 0"),
+        ({"input": INPUT[:0]}, r"roi_align: boxes\[0, 0\] must be a batch index in \[-1, 0\), got 0"),
         ({"input": INPUT.int()}, "input must have dtype float32, float64, float16 or bfloat16, got torch.int32"),
         ({"spatial_scale": math.inf}, "roi_align: spatial_scale must be positive and finite, got inf"),
         ({"spatial_scale": math.nan}, "roi_align: spatial_scale must be positive and finite, got nan"),
@@ -213,6 +213,12 @@ def test_errors_of_the_multiscale_module():
         pool({"a": INPUT}, boxes, [])
     with pytest.raises(RuntimeError, match=r"MultiScaleRoIAlign: boxes\[0\] must have shape \[L, 4\], got \[2, 5\]"):
         pool({"a": INPUT}, [bad_box()], [(32, 32)] * 2)
+    # What the kernel finds in a row of the joined boxes is told in terms of the list: past an empty image, too.
+    wrong = torch.tensor([BOX, (2.0, math.nan, 20, 25)])
+    with pytest.raises(RuntimeError, match=r"^MultiScaleRoIAlign: boxes\[1\]\[1, 1\] must be finite, got nan"):
+        pool({"a": INPUT}, [torch.empty(0, 4), wrong], [(32, 32)] * 2)
+    with pytest.raises(RuntimeError, match=r"^roi_align: boxes\[0\]\[1, 1\] must be finite, got nan"):
+        cascadeops.roi_align(INPUT, [wrong, torch.tensor([BOX])], 7)
 
 
 @pytest.mark.parametrize("width", [1e6, 1e9, 1e30])
