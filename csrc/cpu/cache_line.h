@@ -36,15 +36,12 @@ CASCADEOPS_INLINE void widen(const SignedBits& upper, Lanes<float>::type& to, to
 }
 
 // float -> a half type in the upper 16 bits, rounded to nearest, ties to even; the lower ones are anything.
+// bfloat16: a NaN stays one, because its lower bits are 0: it has come from a bfloat16, or the processor has made it.
 CASCADEOPS_INLINE void narrow(const Lanes<float>::type& from, SignedBits& upper, torch::headeronly::BFloat16) {
   FloatBits bits;
   memcpy(&bits, &from, sizeof(bits));
-  const FloatBits rounded = bits + 0x7fff + (bits >> 16 & 1);
+  bits += 0x7fff + (bits >> 16 & 1);
   memcpy(&upper, &bits, sizeof(upper));
-  SignedBits nan;
-  mask_of_negative(0x7f800000 - (upper & 0x7fffffff), nan);
-  memcpy(&upper, &rounded, sizeof(upper));
-  upper |= nan & 0x7fc00000;
 }
 
 CASCADEOPS_INLINE void narrow(const Lanes<float>::type& from, SignedBits& upper, torch::headeronly::Half) {

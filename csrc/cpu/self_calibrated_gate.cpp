@@ -147,7 +147,7 @@ struct Forward {
         typename Lanes<real>::type e;
         t.part[part] += cell.part[part];
         bring_into_range<clamped>(t.part[part], check);
-        exp_of_negated(t.part[part], e);
+        exp_of_negated<scalar_t>(t.part[part], e);
         times_sigmoid_of(e, value.part[part]);
       }
       value.store(out_at, 1, lanes);
@@ -197,7 +197,7 @@ struct Backward {
         typename Lanes<real>::type e, gate, slope;
         t.part[part] += cell.part[part];
         bring_into_range<clamped>(t.part[part], check);
-        exp_of_negated(t.part[part], e);
+        exp_of_negated<scalar_t>(t.part[part], e);
         sigmoid_of(e, gate, slope);
         slope = upstream.part[part] * value.part[part] * slope;
         sum[part] += slope;
@@ -223,9 +223,12 @@ struct Backward {
     const Steps<scalar_t> steps{walk.line_length()};
     for (int64_t j = 0; j < walk.cell_columns(); ++j) {
       if (walk.channels_last) {
-        const real* line = sums + j * steps.padded();
-        for (int64_t c = 0; c < walk.channels; ++c)
-          *at(grad_k2, c, cell_row, j) = static_cast<scalar_t>(line[steps.place(c)]);
+        scalar_t* to = at(grad_k2, 0, cell_row, j);
+        for (int64_t step = 0; step < steps.size(); ++step) {
+          CacheLine<scalar_t> line;
+          memcpy(line.part, sums + j * steps.padded() + step * steps.width, sizeof(line.part));
+          line.store(to + steps.first(step), 1, steps.lanes());
+        }
       } else {
         real sum = 0;
         for (int64_t column = walk.columns[j]; column < walk.columns[j + 1]; ++column) sum += sums[steps.place(column)];
@@ -254,8 +257,13 @@ template <typename Order, typename Maps, typename scalar_t, typename real>
 CASCADEOPS_INLINE void run_row_of_cells(const Walk& walk, const Maps& maps, int64_t cell_row, scalar_t* cells,
                                         real* sums) {
   const int64_t channels = walk.channels, padded = Steps<scalar_t>{channels}.padded();
-  for (int64_t j = 0; j < walk.cell_columns(); ++j)
-    for (int64_t c = 0; c < channels; ++c) cells[j * channels + c] = *at(maps.k2, c, cell_row, j);
+  for (int64_t j = 0; j < walk.cell_columns(); ++j) {
+    const scalar_t* from = at(maps.k2, 0, cell_row, j);
+    if (maps.k2.channel == 1)
+      std::copy_n(from, channels, cells + j * channels);
+    else
+      for (int64_t c = 0; c < channels; ++c) cells[j * channels + c] = from[c * maps.k2.channel];
+  }
   for (int64_t row = walk.rows[cell_row]; row < walk.rows[cell_row + 1]; ++row) {
     for (int64_t j = 0; j < walk.cell_columns(); ++j) {
       const int64_t column = walk.columns[j];
