@@ -1,9 +1,11 @@
-// Memory layouts of [N, C, H, W] tensors.
+// Memory layouts of tensors, [N, C, H, W] maps above all.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
+
+#include <vector>
 
 namespace cascadeops {
 
@@ -22,6 +24,11 @@ inline torch::headeronly::MemoryFormat memory_format_of(const torch::stable::Ten
 inline torch::stable::Tensor empty_map(const torch::stable::Tensor& like, std::array<int64_t, 4> size,
                                        torch::headeronly::ScalarType dtype, torch::headeronly::MemoryFormat format) {
   return torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+inline std::vector<torch::stable::Tensor> contiguous(std::vector<torch::stable::Tensor> tensors) {
+  for (torch::stable::Tensor& tensor : tensors) tensor = torch::stable::contiguous(tensor);
+  return tensors;
 }
 
 // Channels, rows and columns of one image or one RoI, with their distances in elements.

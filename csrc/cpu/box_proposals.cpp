@@ -19,6 +19,7 @@
 #include "cpu/greedy_nms.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
+#include "layout.h"
 
 namespace cascadeops {
 namespace {
@@ -111,11 +112,6 @@ int64_t append_level(const scalar_t* logits, const scalar_t* deltas, const Box* 
     candidates.groups.push_back(level);
   }
   return kNoRow;
-}
-
-std::vector<Tensor> contiguous(std::vector<Tensor> tensors) {
-  for (Tensor& tensor : tensors) tensor = torch::stable::contiguous(tensor);
-  return tensors;
 }
 
 std::tuple<Tensor, Tensor, Tensor> box_proposals_cpu(std::vector<Tensor> logits,   // L x [N, A_l]

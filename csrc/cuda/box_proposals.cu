@@ -32,6 +32,7 @@
 #include "cuda/greedy_nms.cuh"
 #include "cuda/radix_select.cuh"
 #include "dispatch.h"
+#include "layout.h"
 
 namespace cascadeops {
 namespace {
@@ -227,11 +228,6 @@ struct Proposals {
   }
   __device__ void write_count(int64_t image, int64_t kept) const { count[image] = kept; }
 };
-
-std::vector<Tensor> contiguous(std::vector<Tensor> tensors) {
-  for (Tensor& tensor : tensors) tensor = torch::stable::contiguous(tensor);
-  return tensors;
-}
 
 std::tuple<Tensor, Tensor, Tensor> box_proposals_cuda(std::vector<Tensor> logits,   // L x [N, A_l]
                                                       std::vector<Tensor> deltas,   // L x [N, A_l, 4]
