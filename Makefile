@@ -2,7 +2,7 @@
 # make test       set everything up in .venv and run the tests
 # make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
-# make sanitize   build the CPU kernels with AddressSanitizer, UBSan and ThreadSanitizer, and run the operator tests
+# make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
 # make fuzz       a million random problems for each operator, and every kind of bad input also under torch.compile
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
@@ -48,6 +48,7 @@ emulate-cuda: $(VENV)/.test
 sanitize: $(VENV)/.test
 	$(run) scripts/sanitize.py address $(ARGS)
 	$(run) scripts/sanitize.py thread $(ARGS)
+	$(run) scripts/sanitize.py narrow $(ARGS)
 
 fuzz: $(VENV)/.test
 	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py $(ARGS)

@@ -10,7 +10,9 @@ import itertools
 import math
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -357,3 +359,47 @@ def test_length_of_a_number_is_the_fewest_groups_that_hold_it(common, value):
     groups = common.encoded_length(value)
     assert -(2 ** (5 * groups - 1)) <= value < 2 ** (5 * groups - 1)
     assert groups == 1 or not -(2 ** (5 * groups - 6)) <= value < 2 ** (5 * groups - 6)
+
+
+# tests/native/narrow_index.h
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("sum(32766, 1)", 32767),
+        ("sum_with_int(-32767, -1)", -32768),
+        ("sum_with_int64(32767, 2**40)", 32767 + 2**40),
+        ("product(181, 181)", 32761),
+        ("product_with_float(32767, 4.0)", 131068),
+        ("shift(1, 14)", 16384),
+        ("cast(32767)", 32767),
+        ("cast_of_float(-32768.0)", -32768),
+        ("add(32767, -65535)", -32768),
+    ],
+)
+def test_a_narrow_index_is_a_number(common, call, result):
+    assert eval(f"common.narrow_{call}") == result
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        ("sum(32767, 1)", 32768),
+        ("sum_with_int(-32768, -1)", -32769),
+        ("product(182, 181)", 32942),
+        ("shift(1, 15)", 32768),
+        ("cast(32768)", 32768),
+        ("cast_of_float(float('nan'))", "nan"),
+        ("negative(-32768)", 32768),
+        ("next(32767)", 32768),
+        ("add(32767, 2**40)", 32767 + 2**40),
+    ],
+)
+def test_a_narrow_index_that_would_wrap_ends_the_program(common, call, value):
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(common.__file__).parent)!r}); import common; common.narrow_{call}"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGABRT
+    assert f"makes {value}, which does not fit in 16 bits" in ended.stderr

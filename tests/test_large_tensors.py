@@ -1,7 +1,7 @@
 """Elements beyond 2^31, where an index of 32 bits would wrap. The memory is virtual; next to nothing of it is touched.
 
-Instead of kernels built with 16-bit indices: these are the kernels themselves, and a wrapped index reads a forbidden
-page or zeros.
+These are the kernels themselves, and a wrapped index reads a forbidden page or zeros; tests/test_narrow_indices.py has
+kernels in which an int has 16 bits.
 """
 
 import pytest

@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor> box_proposals_cpu(std::vector<Tensor> logits,
     using scalar_t = decltype(zero);
     const float* size = sizes.const_data_ptr<float>() + image * 2;
     Candidates candidates;
-    candidates.num_groups = static_cast<int32_t>(levels);
+    candidates.num_groups = levels;
     for (int64_t level = 0; level < levels; ++level) {
       const int64_t rows = logits[level].size(1);
       bad_row[image * levels + level] =

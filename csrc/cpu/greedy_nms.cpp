@@ -39,13 +39,13 @@ std::vector<int32_t> sort_by_score(const std::vector<float>& scores) {
   };
   constexpr int digit_bits = 11, digits = 3, buckets = 1 << digit_bits;
   std::vector<Item> items(scores.size()), sorted(scores.size());
-  std::array<std::array<uint32_t, buckets>, digits> first{};  // counts at first, then where the next item goes
+  std::array<std::array<int32_t, buckets>, digits> first{};  // counts at first, then where the next item goes
   for (size_t i = 0; i < scores.size(); ++i) {
     items[i] = {descending_key(scores[i]), static_cast<int32_t>(i)};
     for (int digit = 0; digit < digits; ++digit) ++first[digit][items[i].key >> digit * digit_bits & (buckets - 1)];
   }
   for (int digit = 0; digit < digits; ++digit) {
-    std::exclusive_scan(first[digit].begin(), first[digit].end(), first[digit].begin(), 0u);
+    std::exclusive_scan(first[digit].begin(), first[digit].end(), first[digit].begin(), int32_t{0});
     for (const Item& item : items) sorted[first[digit][item.key >> digit * digit_bits & (buckets - 1)]++] = item;
     items.swap(sorted);
   }

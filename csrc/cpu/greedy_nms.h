@@ -13,7 +13,7 @@ struct Candidates {
   std::vector<Box> boxes;
   std::vector<float> scores;    // no NaN
   std::vector<int32_t> groups;  // 0 .. num_groups - 1; empty for a single group
-  int32_t num_groups = 1;
+  int64_t num_groups = 1;
 };
 
 // Positions of the candidates to keep, best first, at most max_output.

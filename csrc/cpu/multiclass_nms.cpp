@@ -38,7 +38,7 @@ int64_t nms_of_image(const Box* boxes,     // [N] or [N, C]
                      int64_t rows, int64_t classes, bool box_per_class, float score_threshold, const IouTest& test,
                      int64_t max_detections, const Detections& out) {
   Candidates candidates;
-  candidates.num_groups = static_cast<int32_t>(classes);
+  candidates.num_groups = classes;
   std::vector<int32_t> source;  // row of each candidate
   for (int64_t row = 0; row < rows; ++row) {
     if (!any_above(scores + row * classes, classes, score_threshold)) continue;

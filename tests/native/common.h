@@ -5,6 +5,7 @@
 
 void bind_bilinear(pybind11::module_& module);
 void bind_boxes(pybind11::module_& module);
+void bind_narrow_index(pybind11::module_& module);
 void bind_paste(pybind11::module_& module);
 void bind_rle(pybind11::module_& module);
 void bind_roi_tile(pybind11::module_& module);
