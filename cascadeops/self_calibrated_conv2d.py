@@ -161,6 +161,8 @@ class SelfCalibratedConv2d(nn.Module):
         dilation, groups: of all three; padding equals the dilation.
         pooling: side of the cells that k2 sees.
         implementation: of eval mode, see `self_calibrated_conv2d`.
+        norm: makes the norm of so many channels. Batch norms, and subclasses, are folded where they are affine; others
+            (group norm) run around the fused gate.
 
     Shapes: ``[N, C, H, W]`` to ``[N, C, ceil(H / stride), ceil(W / stride)]``; H and W at least 1.
 
@@ -175,6 +177,7 @@ class SelfCalibratedConv2d(nn.Module):
         groups: int = 1,
         pooling: int = 4,
         implementation: str = "convolutions",
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ):
         super().__init__()
         self.stride, self.dilation, self.groups, self.pooling = stride, dilation, groups, pooling
@@ -183,9 +186,9 @@ class SelfCalibratedConv2d(nn.Module):
         def conv(stride: int) -> nn.Conv2d:
             return nn.Conv2d(channels, channels, 3, stride, dilation, dilation, groups, bias=False)
 
-        self.k2 = nn.Sequential(_AveragePool2d(pooling), conv(1), nn.BatchNorm2d(channels))
-        self.k3 = nn.Sequential(conv(1), nn.BatchNorm2d(channels))
-        self.k4 = nn.Sequential(conv(stride), nn.BatchNorm2d(channels))
+        self.k2 = nn.Sequential(_AveragePool2d(pooling), conv(1), norm(channels))
+        self.k3 = nn.Sequential(conv(1), norm(channels))
+        self.k4 = nn.Sequential(conv(stride), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         branches = [(branch[-2], branch[-1]) for branch in (self.k2, self.k3, self.k4)]
@@ -215,8 +218,9 @@ class _AveragePool2d(nn.Module):
 
 def _is_affine(norm: nn.Module) -> bool:
     """Whether a norm is the same affine map for every batch; Identity is what a norm folded before leaves behind."""
-    is_batch_norm = isinstance(norm, nn.BatchNorm2d) and not norm.training and norm.running_mean is not None
-    return is_batch_norm or isinstance(norm, nn.Identity)
+    if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        return not norm.training and norm.running_mean is not None
+    return isinstance(norm, nn.Identity)
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor | None]:

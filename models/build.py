@@ -7,7 +7,7 @@ import difflib
 
 import torch
 
-from .config import BACKBONES, ResNetConfig, RPNConfig, SCNetConfig
+from .config import BACKBONES, BackboneConfig, RPNConfig, SCNetConfig, with_deformable
 from .errors import UsageError
 from .scnet import SCNet
 
@@ -15,7 +15,12 @@ DETECTORS = {"scnet": (SCNet, SCNetConfig)}
 
 
 def build_detector(
-    arch: str, backbone: str = "resnet50", num_classes: int = 80, semantic: bool = True, **fields
+    arch: str,
+    backbone: str = "resnet50",
+    num_classes: int = 80,
+    semantic: bool = True,
+    dcn: bool = False,
+    **fields,
 ) -> torch.nn.Module:
     """Builds a detector with random weights, in eval mode, channels-last.
 
@@ -24,22 +29,34 @@ def build_detector(
         backbone: a key of `models.config.BACKBONES`, "resnet50".
         num_classes: foreground classes.
         semantic: with the semantic branch; False for data without semantic maps.
+        dcn: deformable convolutions in layer2..layer4 of the backbone ("dconv c3-c5").
         fields: any other field of the detector's configuration (`models.config.SCNetConfig`), by name.
 
     Raises:
-        UsageError: an unknown architecture, backbone or field; names the nearest ones.
+        UsageError: an unknown architecture, backbone or field; names the nearest ones. `dcn` for a backbone that has
+            no bottleneck blocks.
     """
     _, config_class = DETECTORS[_known("architecture", arch, DETECTORS)]
     names = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:
         _known(f"field of {config_class.__name__}", name, names)
     config = config_class(
-        backbone=BACKBONES[_known("backbone", backbone, BACKBONES)],
+        backbone=backbone_config(backbone, dcn),
         num_classes=num_classes,
         semantic=semantic,
         **fields,
     )
     return build_from_config(arch, config)
+
+
+def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
+    """The backbone of a name in `models.config.BACKBONES`; UsageError names the nearest ones."""
+    config = BACKBONES[_known("backbone", name, BACKBONES)]
+    if dcn and config.block == "basic":
+        raise UsageError(
+            f"{name} has no deformable form", why="dcn is for bottleneck blocks", fix="take resnet50, or another one"
+        )
+    return with_deformable(config) if dcn else config
 
 
 def build_from_config(arch: str, config) -> torch.nn.Module:
@@ -50,7 +67,7 @@ def build_from_config(arch: str, config) -> torch.nn.Module:
 def config_from_dict(arch: str, values: dict):
     """Inverse of dataclasses.asdict for a detector's configuration, after a trip through JSON (lists become tuples)."""
     _, config_class = DETECTORS[_known("architecture", arch, DETECTORS)]
-    nested = {"backbone": ResNetConfig, "rpn": RPNConfig}
+    nested = {"backbone": BackboneConfig, "rpn": RPNConfig}
     values = {key: nested[key](**_tuples(value)) if key in nested else value for key, value in values.items()}
     return config_class(**_tuples(values))
 

@@ -15,6 +15,7 @@ import zipfile
 import torch
 from torch import Tensor
 
+from . import names_backbones
 from .build import build_from_config, config_from_dict
 from .errors import DataError
 from .files import atomic_path
@@ -50,6 +51,8 @@ def translate_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 
     def rename(key: str) -> str:
+        if key.startswith("backbone."):
+            return names_backbones.from_mmdetection(key)
         for pattern, replacement in MMDETECTION_SCNET:
             renamed, changed = re.subn(pattern, replacement, key)
             if changed:

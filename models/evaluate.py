@@ -91,7 +91,7 @@ def evaluate_detector(
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
     from .inference import unpack_detections
-    from .resnet import fold_batch_norms
+    from .norms import fold_batch_norms
 
     device = next(detector.parameters()).device
     entries: dict[str, list[dict]] = {"bbox": [], "segm": []}

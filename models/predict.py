@@ -72,7 +72,7 @@ def main(options: Predict) -> None:
     from .coco_evaluation import result_entries, write_results
     from .devices import choose_device
     from .inference import predict
-    from .resnet import fold_batch_norms
+    from .norms import fold_batch_norms
     from .visualise import overlay, save_picture
 
     console = Console(highlight=False)

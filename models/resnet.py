@@ -1,30 +1,17 @@
-"""ResNet ("Deep Residual Learning for Image Recognition", He et al. 2016), stride in the 3x3 convolution.
+"""ResNet ("Deep Residual Learning for Image Recognition", He et al. 2016), and ResNeXt ("Aggregated Residual
+Transformations for Deep Neural Networks", Xie et al. 2017), which is the same with groups.
 
-Differs from the paper only in that (ResNet v1.5, as torchvision and mmdetection have it). Names are torchvision's.
+Differs from the papers in that the stride sits in the 3x3 convolution (ResNet v1.5, as torchvision and mmdetection have
+it; `stride_in_1x1` is the papers' way). Names are torchvision's.
 """
 
 from __future__ import annotations
 
-import copy
-from itertools import pairwise
-
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .config import ResNetConfig
-
-
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its running statistics; scale and shift still train."""
-
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
-        return super().train(False)
-
-
-def make_norm(norm: str, channels: int) -> nn.Module:
-    if norm == "group":
-        return nn.GroupNorm(min(32, channels // 4), channels)
-    return (FrozenBatchNorm2d if norm == "frozen_batch" else nn.BatchNorm2d)(channels)
+from .config import BackboneConfig
+from .deformable import DeformableConv2d, make_conv3x3
+from .norms import make_norm
 
 
 class Bottleneck(nn.Module):
@@ -32,16 +19,19 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: str):
+    def __init__(self, in_channels: int, planes: int, stride: int, config: BackboneConfig, deformable: bool):
         super().__init__()
-        out_channels = width * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = make_norm(norm, width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = make_norm(norm, width)
+        width, out_channels = planes * config.base_width // 64 * config.groups, planes * self.expansion
+        stride1, stride2 = (stride, 1) if config.stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, stride1, bias=False)
+        self.bn1 = make_norm(config, width)
+        self.conv2 = make_conv3x3(width, width, stride2, config.groups, deformable)
+        self.bn2 = make_norm(config, width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = make_norm(norm, out_channels)
-        self.downsample = make_downsample(in_channels, out_channels, stride, norm)
+        self.bn3 = make_norm(config, out_channels)
+        # The last scale starts at zero, so that the block starts as the identity (Goyal et al. 2017, section 5.1).
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample = make_downsample(in_channels, out_channels, stride, config)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,13 +46,15 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: str):
+    def __init__(self, in_channels: int, planes: int, stride: int, config: BackboneConfig, deformable: bool):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)
-        self.bn1 = make_norm(norm, width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = make_norm(norm, width)
-        self.downsample = make_downsample(in_channels, width, stride, norm)
+        assert not deformable, "BackboneConfig refuses it"
+        self.conv1 = nn.Conv2d(in_channels, planes, 3, stride, 1, bias=False)
+        self.bn1 = make_norm(config, planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = make_norm(config, planes)
+        nn.init.zeros_(self.bn2.weight)
+        self.downsample = make_downsample(in_channels, planes, stride, config)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,33 +63,62 @@ class BasicBlock(nn.Module):
         return self.relu(self.bn2(self.conv2(x)) + residual)
 
 
-def make_downsample(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Module | None:
+def make_downsample(in_channels: int, out_channels: int, stride: int, config: BackboneConfig) -> nn.Module | None:
+    """The shortcut of a block that changes shape; with `average_down` the pool has a place even at stride 1 (names)."""
     if in_channels == out_channels and stride == 1:
         return None
+    if config.average_down:
+        return nn.Sequential(
+            nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            make_norm(config, out_channels),
+        )
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        make_norm(norm, out_channels),
+        make_norm(config, out_channels),
     )
 
 
-class ResNet(nn.Module):
-    """Returns C2..C5, strides 4, 8, 16, 32; `out_channels` holds their channels."""
+def make_stem(config: BackboneConfig) -> tuple[nn.Module, int]:
+    """Stride 2, [N, 3, H, W] to [N, channels, H/2, W/2] before its last norm; and `channels`."""
+    if not config.deep_stem:
+        return nn.Conv2d(3, config.width, 7, 2, 3, bias=False), config.width
+    narrow, channels = config.deep_stem, 2 * config.deep_stem
+    stem = nn.Sequential(
+        nn.Conv2d(3, narrow, 3, 2, 1, bias=False),
+        make_norm(config, narrow),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(narrow, narrow, 3, 1, 1, bias=False),
+        make_norm(config, narrow),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(narrow, channels, 3, 1, 1, bias=False),
+    )
+    return stem, channels
 
-    def __init__(self, config: ResNetConfig):
+
+class ResNet(nn.Module):
+    """A stem and four layers of residual blocks: returns C2..C5, strides 4, 8, 16, 32.
+
+    Args:
+        block: class of the blocks; made with (in_channels, planes, stride, config, deformable).
+
+    `out_channels` holds the channels of C2..C5.
+    """
+
+    def __init__(self, config: BackboneConfig, block: type[nn.Module]):
         super().__init__()
-        block = Bottleneck if config.bottleneck else BasicBlock
-        self.conv1 = nn.Conv2d(3, config.width, 7, 2, 3, bias=False)
-        self.bn1 = make_norm(config.norm, config.width)
+        self.conv1, channels = make_stem(config)
+        self.bn1 = make_norm(config, channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels, self.out_channels, layers = config.width, [], []
+        self.out_channels, layers = [], []
         for i, num_blocks in enumerate(config.layers):
-            width = config.width * 2**i
+            planes = config.width * 2**i
             blocks = []
             for j in range(num_blocks):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(channels, width, stride, config.norm))
-                channels = width * block.expansion
+                blocks.append(block(channels, planes, stride, config, config.deformable_stages[i]))
+                channels = planes * block.expansion
             layers.append(nn.Sequential(*blocks))
             self.out_channels.append(channels)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -109,13 +130,11 @@ class ResNet(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | DeformableConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            # A block's last scale starts at zero, so that the block starts as the identity (Goyal et al. 2017, 5.1).
-            elif isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.zero_offsets()
 
     def train(self, mode: bool = True) -> ResNet:
         super().train(mode)
@@ -130,17 +149,3 @@ class ResNet(nn.Module):
             x = layer(x)
             features.append(x)
         return features
-
-
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch norms are part of the convolutions before them: same results, fewer passes.
-
-    A norm is folded into a convolution that its module registers right before it, as every block here does.
-    """
-    module = copy.deepcopy(module).eval()
-    for parent in list(module.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-    return module

@@ -1,7 +1,7 @@
 """SCNet, the sample-consistency detector ("SCNet: Training Inference Sample Consistency for Instance Segmentation",
 Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the self-calibrated backbone of that name.
 
-    images -> ResNet -> FPN -> P2..P6 -+-> RPN ------------------> proposals
+    images -> backbone -> FPN -> P2..P6 -+-> RPN ------------------> proposals
                                        +-> semantic head --------> S  (stride 8)
                                        +-> global context head --> G  (one vector an image)
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import cascadeops
 
+from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes, encode_boxes
 from .config import SCNetConfig
 from .fpn import FPN
@@ -30,7 +31,6 @@ from .heads import BoxHead, FeatureRelay, GlobalContextHead, ResidualMaskHead, R
 from .losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
 from .matching import IGNORED, sample_matches
 from .padding import rows_below, used_capacity
-from .resnet import ResNet
 from .rpn import RPN
 
 BOX_SIZE, MASK_SIZE = 7, 14
@@ -69,7 +69,7 @@ class SCNet(nn.Module):
         super().__init__()
         self.config = config
         channels, num_classes = config.channels, config.num_classes
-        self.backbone = ResNet(config.backbone)
+        self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, channels)
         self.rpn = RPN(channels, FPN.strides, config.rpn)
         self.box_heads = nn.ModuleList(

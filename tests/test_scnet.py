@@ -11,8 +11,8 @@ from models import recipes
 from models.config import BACKBONES
 from models.errors import DataError
 from models.inference import make_batch
+from models.norms import fold_batch_norms
 from models.padding import used_capacity
-from models.resnet import fold_batch_norms
 
 
 def small_detector(**fields):
