@@ -34,6 +34,13 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], image_s
     return clip_boxes(torch.cat([centre - half, centre + half], dim=-1), image_sizes)
 
 
+def decode_class_boxes(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], image_sizes: Tensor) -> Tensor:
+    """`decode_boxes` of a head with one box a class: boxes [N, P, 4], deltas [N * P, K * 4] -> [N, P, K * 4]."""
+    num_images, num_boxes, _ = boxes.shape
+    starts = boxes.repeat_interleave(deltas.shape[1] // 4, dim=1)
+    return decode_boxes(starts, deltas.view(starts.shape), stds, image_sizes).view(num_images, num_boxes, -1)
+
+
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     """Clips boxes [N, P, 4] to [0, width] x [0, height] of image_sizes [N, 2] (height, width)."""
     limit = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)

@@ -7,45 +7,46 @@ import difflib
 
 import torch
 
-from .config import BACKBONES, BackboneConfig, RPNConfig, SCNetConfig, with_deformable
+from .cascade_mask_rcnn import CascadeMaskRCNN
+from .config import BACKBONES, DETECTOR_CONFIGS, BackboneConfig, RPNConfig, with_deformable
 from .errors import UsageError
+from .faster_rcnn import FasterRCNN
+from .htc import HTC
+from .mask_rcnn import MaskRCNN
 from .scnet import SCNet
 
-DETECTORS = {"scnet": (SCNet, SCNetConfig)}
+DETECTORS = {detector.arch: detector for detector in (FasterRCNN, MaskRCNN, CascadeMaskRCNN, HTC, SCNet)}
 
 
 def build_detector(
     arch: str,
     backbone: str = "resnet50",
     num_classes: int = 80,
-    semantic: bool = True,
+    semantic: bool | None = None,
     dcn: bool = False,
     **fields,
 ) -> torch.nn.Module:
     """Builds a detector with random weights, in eval mode, channels-last.
 
     Args:
-        arch: "scnet", the sample-consistency detector.
+        arch: "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc" or "scnet", the sample-consistency detector.
         backbone: a key of `models.config.BACKBONES`, "resnet50".
         num_classes: foreground classes.
-        semantic: with the semantic branch; False for data without semantic maps.
+        semantic: HTC and SCNet: with the semantic branch (the default), or without, for data without semantic maps.
         dcn: deformable convolutions in layer2..layer4 of the backbone ("dconv c3-c5").
-        fields: any other field of the detector's configuration (`models.config.SCNetConfig`), by name.
+        fields: any other field of the detector's configuration (`models.config.DETECTOR_CONFIGS`), by name.
 
     Raises:
         UsageError: an unknown architecture, backbone or field; names the nearest ones. `dcn` for a backbone that has
             no bottleneck blocks.
     """
-    _, config_class = DETECTORS[_known("architecture", arch, DETECTORS)]
+    config_class = DETECTOR_CONFIGS[_known("architecture", arch, DETECTORS)]
+    if semantic is not None:
+        fields["semantic"] = semantic
     names = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:
         _known(f"field of {config_class.__name__}", name, names)
-    config = config_class(
-        backbone=backbone_config(backbone, dcn),
-        num_classes=num_classes,
-        semantic=semantic,
-        **fields,
-    )
+    config = config_class(backbone=backbone_config(backbone, dcn), num_classes=num_classes, **fields)
     return build_from_config(arch, config)
 
 
@@ -60,13 +61,13 @@ def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
 
 
 def build_from_config(arch: str, config) -> torch.nn.Module:
-    detector_class, _ = DETECTORS[_known("architecture", arch, DETECTORS)]
+    detector_class = DETECTORS[_known("architecture", arch, DETECTORS)]
     return detector_class(config).to(memory_format=torch.channels_last).eval()
 
 
 def config_from_dict(arch: str, values: dict):
     """Inverse of dataclasses.asdict for a detector's configuration, after a trip through JSON (lists become tuples)."""
-    _, config_class = DETECTORS[_known("architecture", arch, DETECTORS)]
+    config_class = DETECTOR_CONFIGS[_known("architecture", arch, DETECTORS)]
     nested = {"backbone": BackboneConfig, "rpn": RPNConfig}
     values = {key: nested[key](**_tuples(value)) if key in nested else value for key, value in values.items()}
     return config_class(**_tuples(values))

@@ -9,39 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import zipfile
 
 import torch
 from torch import Tensor
 
-from . import names_backbones
 from .build import build_from_config, config_from_dict
 from .errors import DataError
 from .files import atomic_path
+from .names_mmdetection import rename
 
 FORMAT = "cascadeops-weights-1"
-
-# mmdetection's SCNet -> ours (regular expression, replacement); names that no rule matches stay as they are.
-MMDETECTION_SCNET = [
-    (r"^neck\.lateral_convs\.(\d+)\.conv\.", r"fpn.lateral_convs.\1."),
-    (r"^neck\.fpn_convs\.(\d+)\.conv\.", r"fpn.output_convs.\1."),
-    (r"^rpn_head\.rpn_conv\.", "rpn.conv."),
-    (r"^rpn_head\.rpn_cls\.", "rpn.objectness."),
-    (r"^rpn_head\.rpn_reg\.", "rpn.deltas."),
-    (r"^roi_head\.bbox_head\.(\d+)\.shared_fcs\.0\.", r"box_heads.\1.fc1."),
-    (r"^roi_head\.bbox_head\.(\d+)\.shared_fcs\.1\.", r"box_heads.\1.fc2."),
-    (r"^roi_head\.bbox_head\.(\d+)\.fc_cls\.", r"box_heads.\1.class_logits."),
-    (r"^roi_head\.bbox_head\.(\d+)\.fc_reg\.", r"box_heads.\1.deltas."),
-    (r"^roi_head\.(mask|semantic)_head\.convs\.(\d+)\.(conv[12])\.", r"\1_head.blocks.\2.\3."),
-    (r"^roi_head\.glbctx_head\.convs\.(\d+)\.(conv[12])\.", r"global_context_head.blocks.\1.\2."),
-    (r"^roi_head\.glbctx_head\.fc\.", "global_context_head.fc."),
-    (r"^roi_head\.semantic_head\.lateral_convs\.(\d+)\.conv\.", r"semantic_head.lateral_convs.\1."),
-    (r"^roi_head\.semantic_head\.conv_embedding\.conv\.", "semantic_head.embedding."),
-    (r"^roi_head\.(mask|semantic)_head\.conv_logits\.", r"\1_head.logits."),
-    (r"^roi_head\.mask_head\.upsample\.", "mask_head.upsample."),
-    (r"^roi_head\.feat_relay_head\.fc\.", "feature_relay.fc."),
-]
 
 
 def translate_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,16 +27,6 @@ def translate_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if not any(key.startswith("roi_head.") for key in state):
         return state
-
-    def rename(key: str) -> str:
-        if key.startswith("backbone."):
-            return names_backbones.from_mmdetection(key)
-        for pattern, replacement in MMDETECTION_SCNET:
-            renamed, changed = re.subn(pattern, replacement, key)
-            if changed:
-                return renamed
-        return key
-
     return {rename(key): value for key, value in state.items()}
 
 

@@ -94,7 +94,7 @@ def evaluate_detector(
     from .norms import fold_batch_norms
 
     device = next(detector.parameters()).device
-    entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
+    entries: dict[str, list[dict]] = {"bbox": []}
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
     detector = fold_batch_norms(detector)
@@ -108,16 +108,17 @@ def evaluate_detector(
         for image_id, result in zip(batch.image_ids, results, strict=True):
             found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
             for kind, new in result_entries(image_id, *found, result.masks, dataset.category_ids).items():
-                entries[kind] += new
+                entries.setdefault(kind, []).extend(new)
         image_ids += batch.image_ids
         if progress is not None:
             progress.advance(len(results), speed=f"{_images_per_second(times):.1f} images/s")
     if results_folder is not None:
         write_results(results_folder, entries)
     truth = ground_truth(dataset)
+    with_masks = "segm" in entries and has_masks(truth)
     return Metrics(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
-        mask=average_precision(truth, entries["segm"], "segm", image_ids) if has_masks(truth) else None,
+        mask=average_precision(truth, entries["segm"], "segm", image_ids) if with_masks else None,
         images=len(image_ids),
         images_per_second=_images_per_second(times),
     )
@@ -161,7 +162,7 @@ def save_comparison(
         )
         found = predict(detector, image, resize=resize)
         shown = (found.scores >= score_threshold).nonzero()[:, 0]
-        masks = [found.masks[i] for i in shown]
+        masks = None if found.masks is None else [found.masks[i] for i in shown]
         right = overlay(image, found.boxes[shown], found.labels[shown], dataset.class_names, found.scores[shown], masks)
         rows.append((left, right))
     picture = comparison_grid(rows)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BOX_SIZE, MASK_SIZE = 7, 14
+"""Sides of the RoI features of box and mask heads, in cells."""
+
 
 class BoxHead(nn.Module):
-    """Two shared fully connected layers, then classes and one class-agnostic box (Cascade R-CNN, section 4.1)."""
+    """Two shared fully connected layers, then classes, and one box a class (Fast R-CNN, section 3.1) or one for all
+    classes (Cascade R-CNN, section 4.1)."""
 
-    def __init__(self, channels: int, roi_size: int, hidden: int, num_classes: int):
+    def __init__(self, channels: int, roi_size: int, hidden: int, num_classes: int, class_specific: bool = False):
         super().__init__()
         self.fc1 = nn.Linear(channels * roi_size**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.class_logits = nn.Linear(hidden, num_classes + 1)
-        self.deltas = nn.Linear(hidden, 4)
+        self.deltas = nn.Linear(hidden, 4 * num_classes if class_specific else 4)
         for layer in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(layer.weight)
         nn.init.normal_(self.class_logits.weight, std=0.01)
@@ -27,9 +31,21 @@ class BoxHead(nn.Module):
         return F.relu(self.fc2(F.relu(self.fc1(roi_features.flatten(1)))))
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Class logits [R, num_classes + 1] (background last), deltas [R, 4], shared features [R, hidden]."""
+        """Class logits [R, num_classes + 1] (background last), deltas [R, 4] or [R, num_classes * 4], and the shared
+        features [R, hidden]."""
         shared = self.shared_features(roi_features)
         return self.class_logits(shared).float(), self.deltas(shared).float(), shared
+
+
+class ConvReLU(nn.Conv2d):
+    """3x3 convolution with bias, then ReLU."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+        kaiming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
 
 
 class ResidualBlock(nn.Module):
@@ -44,6 +60,10 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
+def conv_stack(channels: int, num_convs: int) -> nn.Sequential:
+    return nn.Sequential(*(ConvReLU(channels) for _ in range(num_convs)))
+
+
 def residual_blocks(channels: int, num_blocks: int) -> nn.Sequential:
     return nn.Sequential(*(ResidualBlock(channels) for _ in range(num_blocks)))
 
@@ -54,8 +74,36 @@ def kaiming(*layers: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
+class MaskHead(nn.Module):
+    """Convolutions, one up-sampling by 2, one mask a class (Mask R-CNN, figure 4 right).
+
+    With `takes_previous` the features of the previous stage's mask head come in, too (HTC, equation 5).
+    """
+
+    def __init__(self, channels: int, num_convs: int, num_classes: int, takes_previous: bool = False):
+        super().__init__()
+        self.previous = nn.Conv2d(channels, channels, 1) if takes_previous else None
+        self.convs = conv_stack(channels, num_convs)
+        self.upsample = nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.logits = nn.Conv2d(channels, num_classes, 1)
+        kaiming(self.upsample, self.logits, *([self.previous] if takes_previous else []))
+
+    def features(self, roi_features: Tensor, previous: Tensor | None = None) -> Tensor:
+        """RoI features, and `previous` features of the stage before, [R, C, 14, 14] -> [R, C, 14, 14]"""
+        if previous is not None:
+            roi_features = roi_features + F.relu(self.previous(previous))
+        return self.convs(roi_features)
+
+    def mask_logits(self, features: Tensor) -> Tensor:
+        """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
+        return self.logits(F.relu(self.upsample(features))).float()
+
+    def forward(self, roi_features: Tensor, previous: Tensor | None = None) -> Tensor:
+        return self.mask_logits(self.features(roi_features, previous))
+
+
 class ResidualMaskHead(nn.Module):
-    """Residual blocks, one up-sampling by 2, one mask a class (SCNet, section 3.2; Mask R-CNN, figure 4)."""
+    """Residual blocks, one up-sampling by 2, one mask a class (SCNet, section 3.2)."""
 
     def __init__(self, channels: int, num_blocks: int, num_classes: int):
         super().__init__()
@@ -69,15 +117,18 @@ class ResidualMaskHead(nn.Module):
         return self.logits(F.relu(self.upsample(self.blocks(roi_features)))).float()
 
 
-class ResidualSemanticHead(nn.Module):
-    """Levels summed at stride 8, residual blocks, classes and an embedding (HTC, section 3.3, with SCNet's blocks)."""
+class SemanticHead(nn.Module):
+    """Levels summed at stride 8, a trunk, then classes and an embedding (HTC, section 3.3).
+
+    The trunk keeps the shape: `conv_stack` in HTC, `residual_blocks` in SCNet.
+    """
 
     fused_level = 1
 
-    def __init__(self, channels: int, num_levels: int, num_blocks: int, num_classes: int):
+    def __init__(self, channels: int, num_levels: int, trunk: nn.Module, num_classes: int):
         super().__init__()
         self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(num_levels))
-        self.blocks = residual_blocks(channels, num_blocks)
+        self.blocks = trunk
         self.embedding = nn.Conv2d(channels, channels, 1)
         self.logits = nn.Conv2d(channels, num_classes, 1)
         kaiming(*self.lateral_convs, self.embedding, self.logits)

@@ -23,8 +23,9 @@ class Result:
     """[D] float32 in [0, 1]."""
     labels: Tensor
     """[D] int64, 0-based."""
-    masks: list[dict]
-    """D COCO run-length encodings {"size": [H, W], "counts": bytes} at the size of the image that was given."""
+    masks: list[dict] | None
+    """D COCO run-length encodings {"size": [H, W], "counts": bytes} at the size of the image that was given; None from
+    a detector without masks (Faster R-CNN)."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -78,7 +79,9 @@ def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple
     for i, (count, size, seen) in enumerate(zip(counts, image_sizes, network_sizes.tolist(), strict=True)):
         scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]], device=detections.boxes.device).repeat(2)
         boxes = detections.boxes[i, :count] * scale
-        masks = cascadeops.paste_masks_rle(detections.mask_probs[i, :count], boxes, size)
+        masks = None
+        if detections.mask_probs is not None:
+            masks = cascadeops.paste_masks_rle(detections.mask_probs[i, :count], boxes, size)
         results.append(
             Result(boxes.cpu(), detections.scores[i, :count].cpu(), detections.labels[i, :count].cpu(), masks)
         )

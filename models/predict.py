@@ -82,7 +82,7 @@ def main(options: Predict) -> None:
     names, ids = facts["class_names"], facts["category_ids"]
     resize = options.resize or facts["extra"].get("resize")
 
-    entries: dict[str, list[dict]] = {"bbox": [], "segm": []}
+    entries: dict[str, list[dict]] = {"bbox": []}
     records: list[dict] = []
     faults: list[DataError] = []
     pictures = picture_names(paths)
@@ -94,11 +94,12 @@ def main(options: Predict) -> None:
             )
             found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
             for kind, new in result_entries(records[-1]["id"], *found, result.masks, ids).items():
-                entries[kind] += new
+                entries.setdefault(kind, []).extend(new)
             shown = (found[1] >= options.score_threshold).nonzero()[0]
             boxes, scores, labels = (values[shown] for values in found)
             picture = folder / pictures[path]
-            save_picture(picture, overlay(image, boxes, labels, names, scores, [result.masks[i] for i in shown]))
+            masks = None if result.masks is None else [result.masks[i] for i in shown]
+            save_picture(picture, overlay(image, boxes, labels, names, scores, masks))
             console.print(_summary(path, image, labels, names, options.score_threshold), soft_wrap=True, markup=False)
             if len(paths) <= 3 and len(shown):
                 console.print(_table(boxes, scores, labels, names))

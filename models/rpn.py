@@ -11,6 +11,7 @@ import cascadeops
 from .anchors import grid_anchors
 from .boxes import encode_boxes
 from .config import RPNConfig
+from .data.transforms import DIVISOR
 from .losses import box_loss, objectness_loss
 from .matching import sample_matches
 
@@ -69,11 +70,9 @@ class RPN(nn.Module):
         config = self.config
         logits, deltas, anchors = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
         anchors = anchors.expand(len(logits), -1, -1)
-        # Anchors that leave the image are not trained (Faster R-CNN, section 3.3).
-        limit = image_sizes.flip(-1)[:, None].to(anchors.dtype)
-        inside = ((anchors[..., :2] >= 0) & (anchors[..., 2:] < limit)).all(dim=-1)
+        trained = trained_anchors(anchors, image_sizes, config.allowed_border)
         match = cascadeops.match_boxes(
-            anchors, inside, gt_boxes, gt_valid, config.positive_iou, config.negative_iou, config.low_quality_iou
+            anchors, trained, gt_boxes, gt_valid, config.positive_iou, config.negative_iou, config.low_quality_iou
         )
         samples = sample_matches(match, config.num_samples, config.positive_fraction)
         row = samples.index[..., None].expand(-1, -1, 4)
@@ -88,3 +87,16 @@ class RPN(nn.Module):
             ),
             "loss_rpn_box": box_loss(chosen, targets.flatten(0, 1), positive, num_samples, config.smooth_l1_beta),
         }
+
+
+def trained_anchors(anchors: Tensor, image_sizes: Tensor, allowed_border: int) -> Tensor:
+    """Validity [N, A] of anchors [N, A, 4] in the loss: centred in the image or in its own padding to a multiple of 32,
+    and, unless allowed_border is -1, leaving the image by at most so many pixels (Faster R-CNN, section 3.3)."""
+    image = image_sizes.flip(-1)[:, None]
+    padded = (image + DIVISOR - 1) // DIVISOR * DIVISOR
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
+    # Centres are whole pixels but for rounding, which half a pixel keeps out of the comparison.
+    trained = centre < padded - 0.5
+    if allowed_border >= 0:
+        trained = trained & (anchors[..., :2] >= -allowed_border) & (anchors[..., 2:] < image + allowed_border)
+    return trained.all(dim=-1)

@@ -2,8 +2,8 @@
 Vu, Kang, Yoo, AAAI 2021, https://arxiv.org/abs/2012.10150, figure 2). Not the self-calibrated backbone of that name.
 
     images -> backbone -> FPN -> P2..P6 -+-> RPN ------------------> proposals
-                                       +-> semantic head --------> S  (stride 8)
-                                       +-> global context head --> G  (one vector an image)
+                                         +-> semantic head --------> S  (stride 8)
+                                         +-> global context head --> G  (one vector an image)
 
     three times:  RoI features + S + G -> box head -> classes, refined boxes
     once:         RoI features + S + G + relay(feature of the last box head) -> mask head
@@ -17,38 +17,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cascadeops
 
 from .backbones import build_backbone
-from .boxes import boxes_to_rois, decode_boxes, encode_boxes
+from .boxes import boxes_to_rois, decode_boxes
 from .config import SCNetConfig
+from .detections import Detections, best_detections, own_class_masks
 from .fpn import FPN
-from .heads import BoxHead, FeatureRelay, GlobalContextHead, ResidualMaskHead, ResidualSemanticHead
-from .losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
-from .matching import IGNORED, sample_matches
+from .heads import (
+    BOX_SIZE,
+    MASK_SIZE,
+    BoxHead,
+    FeatureRelay,
+    GlobalContextHead,
+    ResidualMaskHead,
+    SemanticHead,
+    residual_blocks,
+)
+from .losses import image_label_loss, semantic_loss
 from .padding import rows_below, used_capacity
+from .roi_training import box_head_losses, mask_head_loss, positives_in_front, refine, sample_rois
 from .rpn import RPN
-
-BOX_SIZE, MASK_SIZE = 7, 14
-
-
-class Detections(NamedTuple):
-    """Detections of a batch, best first; rows from count on are padding."""
-
-    boxes: Tensor
-    """[N, D, 4] pixels of the network's input."""
-    scores: Tensor
-    """[N, D]; -inf in padding rows."""
-    labels: Tensor
-    """[N, D] int64; -1 in padding rows."""
-    mask_probs: Tensor
-    """[N, D, 28, 28]: the mask inside the box."""
-    count: Tensor
-    """[N] int64."""
 
 
 class Context(NamedTuple):
@@ -58,7 +49,7 @@ class Context(NamedTuple):
     """P2..P5."""
     semantic: Tensor | None
     """S: [N, C, H/8, W/8]"""
-    image: Tensor
+    image: Tensor | None
     """G: [N, C, 1, 1]"""
 
 
@@ -78,11 +69,13 @@ class SCNet(nn.Module):
         self.mask_head = ResidualMaskHead(channels, config.mask_blocks, num_classes)
         self.semantic_head = None
         if config.semantic:
-            self.semantic_head = ResidualSemanticHead(
-                channels, len(FPN.strides), config.semantic_blocks, config.num_semantic_classes
-            )
-        self.global_context_head = GlobalContextHead(channels, config.global_blocks, num_classes)
-        self.feature_relay = FeatureRelay(config.box_channels, channels, BOX_SIZE)
+            trunk = residual_blocks(channels, config.semantic_blocks)
+            self.semantic_head = SemanticHead(channels, len(FPN.strides), trunk, config.num_semantic_classes)
+        self.global_context_head = self.feature_relay = None
+        if config.global_context:
+            self.global_context_head = GlobalContextHead(channels, config.global_blocks, num_classes)
+        if config.feature_relay:
+            self.feature_relay = FeatureRelay(config.box_channels, channels, BOX_SIZE)
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> Detections:
         """Detects objects.
@@ -98,25 +91,21 @@ class SCNet(nn.Module):
         capacity = used_capacity(count, boxes.shape[1])
         boxes, valid = boxes[:, :capacity], rows_below(count, capacity)
         class_logits = 0.0
-        for stage, head in enumerate(self.box_heads):
-            rois = boxes_to_rois(boxes, valid)
-            logits, deltas, _ = head(self.box_features(context, rois))
+        for head, stds in zip(self.box_heads, self.config.stage_stds, strict=True):
+            logits, deltas, _ = head(self.box_features(context, boxes_to_rois(boxes, valid)))
             class_logits = class_logits + logits
-            boxes = decode_boxes(boxes, deltas.view_as(boxes), self.config.stage_stds[stage], image_sizes)
-        probs = (class_logits / len(self.box_heads)).softmax(dim=-1)[:, :-1]
-        scores = probs.view(*valid.shape, self.config.num_classes) * valid[..., None]
-
-        boxes, scores, labels, _, count = cascadeops.multiclass_nms(
-            boxes, scores, self.config.score_threshold, self.config.nms_iou, self.config.max_detections
-        )
+            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes)
+        class_logits = class_logits / len(self.box_heads)
+        boxes, scores, labels, count = best_detections(boxes, class_logits, valid, self.config)
         return Detections(boxes, scores, labels, self.detection_masks(context, boxes, labels, count), count)
 
-    def context(self, features: list[Tensor]) -> tuple[Tensor | None, Tensor, Context]:
-        """Semantic logits (None without that branch), image class logits, and what the RoI heads share."""
-        semantic_logits = semantic = None
+    def context(self, features: list[Tensor]) -> tuple[Tensor | None, Tensor | None, Context]:
+        """Semantic and image class logits (None without those branches), and what the RoI heads share."""
+        semantic_logits = semantic = image_logits = image = None
         if self.semantic_head is not None:
             semantic_logits, semantic = self.semantic_head(features)
-        image_logits, image = self.global_context_head(features)
+        if self.global_context_head is not None:
+            image_logits, image = self.global_context_head(features)
         return semantic_logits, image_logits, Context(features[:-1], semantic, image)
 
     def box_features(self, context: Context, rois: Tensor) -> Tensor:
@@ -124,9 +113,10 @@ class SCNet(nn.Module):
         # S is pooled as for the mask head, and the mean of 2 x 2 bins taken.
         return self.fuse(context, rois, BOX_SIZE, semantic_subdivision=MASK_SIZE // BOX_SIZE)
 
-    def mask_features(self, context: Context, rois: Tensor, shared: Tensor) -> Tensor:
+    def mask_features(self, context: Context, rois: Tensor, shared: Tensor | None) -> Tensor:
         """RoI features + S + G + relayed box feature (shared [R, hidden]) for rois [R, 5]: [R, C, 14, 14]"""
-        return self.fuse(context, rois, MASK_SIZE) + self.feature_relay(shared)
+        fused = self.fuse(context, rois, MASK_SIZE)
+        return fused if self.feature_relay is None else fused + self.feature_relay(shared)
 
     def fuse(self, context: Context, rois: Tensor, size: int, semantic_subdivision: int = 1) -> Tensor:
         return cascadeops.multiscale_roi_align(
@@ -136,23 +126,20 @@ class SCNet(nn.Module):
             FPN.strides[:-1],
             finest_size=self.config.finest_size,
             extra=context.semantic,
-            extra_stride=FPN.strides[ResidualSemanticHead.fused_level],
+            extra_stride=FPN.strides[SemanticHead.fused_level],
             extra_subdivision=semantic_subdivision,
             image_vector=context.image,
         )
 
     def detection_masks(self, context: Context, boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor:
         """Own-class mask probabilities of the final boxes: [N, D, 28, 28]"""
-        num_images, max_detections = labels.shape
-        capacity = used_capacity(count, max_detections)
+        capacity = used_capacity(count, labels.shape[1])
         valid = rows_below(count, capacity)
-        rois = boxes_to_rois(boxes[:, :capacity], valid)
-        shared = self.box_heads[-1].shared_features(self.box_features(context, rois))
+        rois, shared = boxes_to_rois(boxes[:, :capacity], valid), None
+        if self.feature_relay is not None:
+            shared = self.box_heads[-1].shared_features(self.box_features(context, rois))
         logits = self.mask_head(self.mask_features(context, rois, shared))
-        own_class = labels[:, :capacity].clamp(min=0).flatten()[:, None, None, None]
-        probs = logits.gather(1, own_class.expand(-1, 1, *logits.shape[2:])).sigmoid()
-        probs = probs.view(num_images, capacity, *logits.shape[2:]) * valid[..., None, None]
-        return F.pad(probs, (0, 0, 0, 0, 0, max_detections - capacity))
+        return own_class_masks([logits], labels[:, :capacity], valid, labels.shape[1])
 
     def losses(
         self,
@@ -181,67 +168,23 @@ class SCNet(nn.Module):
         if semantic_logits is not None:
             loss = semantic_loss(semantic_logits, semantic, config.semantic_loss_mean)
             losses["loss_semantic"] = config.semantic_loss_weight * loss
-        losses["loss_global_context"] = config.global_loss_weight * image_label_loss(image_logits, gt_labels, gt_valid)
+        if image_logits is not None:
+            loss = image_label_loss(image_logits, gt_labels, gt_valid)
+            losses["loss_global_context"] = config.global_loss_weight * loss
 
         valid = rows_below(count, boxes.shape[1])
         for stage, head in enumerate(self.box_heads):
-            samples, boxes, labels = self.sample_rois(stage, boxes, valid, gt_boxes, gt_labels)
-            rois = boxes_to_rois(boxes, samples.valid)
-            logits, deltas, shared = head(self.box_features(context, rois))
-            matched = gt_boxes.gather(1, samples.gt_index[..., None].expand(-1, -1, 4))
-            targets = encode_boxes(boxes, matched, config.stage_stds[stage]).flatten(0, 1)
-            num_samples = samples.valid.sum().clamp(min=1)
-            weight = config.stage_weights[stage]
-            losses[f"stage{stage}.loss_class"] = weight * class_loss(
-                logits, labels.flatten(), samples.valid.flatten(), num_samples
-            )
-            losses[f"stage{stage}.loss_box"] = weight * box_loss(
-                deltas, targets, samples.positive.flatten(), num_samples, beta=1.0
-            )
-            if stage < len(self.box_heads) - 1:
-                # Ground truth added by the sampler is not refined: the next stage adds it anew.
-                valid = samples.valid & (samples.index >= gt_boxes.shape[1])
-                deltas = deltas.detach().view_as(boxes)
-                boxes = decode_boxes(boxes, deltas, config.stage_stds[stage], image_sizes)
+            samples = sample_rois(boxes, valid, gt_boxes, gt_labels, config.stage_iou[stage], config)
+            stds, weight = config.stage_stds[stage], config.stage_weights[stage]
+            logits, deltas, shared = head(self.box_features(context, samples.rois))
+            loss_class, loss_box = box_head_losses(logits, deltas, samples, gt_boxes, stds, config)
+            losses[f"stage{stage}.loss_class"] = weight * loss_class
+            losses[f"stage{stage}.loss_box"] = weight * loss_box
+            boxes, valid = refine(samples, deltas, stds, image_sizes)
 
-        # Positives come first, so the mask branch takes the front of each image's samples.
-        num_positive = samples.positive.sum(dim=1)
-        capacity = used_capacity(num_positive, min(boxes.shape[1], self.max_positives))
-        positive = samples.positive[:, :capacity]
-        gt_index = samples.gt_index[:, :capacity]
-        rois = boxes_to_rois(boxes[:, :capacity], positive)
-        shared = shared.view(*labels.shape, -1)[:, :capacity].flatten(0, 1)
-        mask_logits = self.mask_head(self.mask_features(context, rois, shared))
-        flat_gt = gt_index + torch.arange(len(gt_index), device=gt_index.device)[:, None] * gt_labels.shape[1]
-        targets = cascadeops.mask_targets(
-            gt_masks.bitmaps,
-            gt_masks.offsets.flatten(),
-            gt_masks.windows.flatten(0, 1),
-            rois[:, 1:],
-            torch.where(positive, flat_gt, -1).flatten(),
-            2 * MASK_SIZE,
-        )
-        loss = mask_loss(mask_logits, targets, labels[:, :capacity].flatten(), positive.flatten())
-        losses["loss_mask"] = sum(config.stage_weights) * loss
+        # The mask head is trained on the positives of the last stage, whose boxes are the best.
+        positives = positives_in_front(samples, config)
+        shared = shared.view(*samples.valid.shape, -1)[:, : positives.valid.shape[1]].flatten(0, 1)
+        mask_logits = self.mask_head(self.mask_features(context, positives.rois, shared))
+        losses["loss_mask"] = sum(config.stage_weights) * mask_head_loss(mask_logits, positives, gt_masks)
         return losses
-
-    @property
-    def max_positives(self) -> int:
-        return max(1, int(self.config.num_samples * self.config.positive_fraction))
-
-    @torch.no_grad()
-    def sample_rois(self, stage: int, boxes: Tensor, valid: Tensor, gt_boxes: Tensor, gt_labels: Tensor):
-        """Matches boxes [N, P, 4] at the stage's IoU, puts the ground truth in front, samples.
-
-        Returns:
-            Samples whose rows count ground truth first; boxes [N, S, 4]; labels [N, S], background = num_classes.
-        """
-        config, gt_valid = self.config, gt_labels >= 0
-        iou = config.stage_iou[stage]
-        match = cascadeops.match_boxes(boxes, valid, gt_boxes, gt_valid, iou, iou, iou)
-        itself = torch.where(gt_valid, torch.arange(gt_boxes.shape[1], device=boxes.device), IGNORED)
-        match, boxes = torch.cat([itself, match], dim=1), torch.cat([gt_boxes, boxes], dim=1)
-        samples = sample_matches(match, config.num_samples, config.positive_fraction)
-        boxes = boxes.gather(1, samples.index[..., None].expand(-1, -1, 4))
-        labels = torch.where(samples.positive, gt_labels.gather(1, samples.gt_index), config.num_classes)
-        return samples, boxes, labels

@@ -1,0 +1,63 @@
+"""What a detector returns, and the steps between its last heads and that. Fixed shapes throughout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+import cascadeops
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, best first; rows from count on are padding."""
+
+    boxes: Tensor
+    """[N, D, 4] pixels of the network's input."""
+    scores: Tensor
+    """[N, D]; -inf in padding rows."""
+    labels: Tensor
+    """[N, D] int64; -1 in padding rows."""
+    mask_probs: Tensor | None
+    """[N, D, 28, 28]: the mask inside the box; None from a detector without masks."""
+    count: Tensor
+    """[N] int64."""
+
+
+def best_detections(
+    boxes: Tensor, class_logits: Tensor, valid: Tensor, config
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best boxes of each image after NMS within each class.
+
+    Args:
+        boxes: [N, P, 4], or [N, P, K * 4] with one box a class.
+        class_logits: [N * P, K + 1], background last.
+        valid: [N, P] bool.
+        config: a detector's; `score_threshold`, `nms_iou` and `max_detections` are read.
+
+    Returns:
+        boxes [N, D, 4], scores [N, D], labels [N, D], count [N]; padding as in `Detections`.
+    """
+    scores = class_logits.softmax(dim=-1)[:, :-1].view(*valid.shape, -1) * valid[..., None]
+    boxes, scores, labels, _, count = cascadeops.multiclass_nms(
+        boxes, scores, config.score_threshold, config.nms_iou, config.max_detections
+    )
+    return boxes, scores, labels, count
+
+
+def own_class_masks(mask_logits: list[Tensor], labels: Tensor, valid: Tensor, max_detections: int) -> Tensor:
+    """Mask probabilities of each detection's own class, the mean over the heads.
+
+    Args:
+        mask_logits: one [N * P, K, M, M] a mask head.
+        labels: [N, P], P <= max_detections; valid: [N, P] bool, 0 elsewhere.
+
+    Returns:
+        [N, max_detections, M, M]
+    """
+    size = mask_logits[0].shape[2:]
+    own_class = labels.clamp(min=0).flatten()[:, None, None, None].expand(-1, 1, *size)
+    probs = sum(logits.gather(1, own_class).sigmoid() for logits in mask_logits) / len(mask_logits)
+    probs = probs.view(*labels.shape, *size) * valid[..., None, None]
+    return F.pad(probs, (0, 0, 0, 0, 0, max_detections - labels.shape[1]))
