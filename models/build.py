@@ -40,19 +40,19 @@ def build_detector(
         UsageError: an unknown architecture, backbone or field; names the nearest ones. `dcn` for a backbone that has
             no bottleneck blocks.
     """
-    config_class = DETECTOR_CONFIGS[_known("architecture", arch, DETECTORS)]
+    config_class = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)]
     if semantic is not None:
         fields["semantic"] = semantic
     names = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:
-        _known(f"field of {config_class.__name__}", name, names)
+        known(f"field of {config_class.__name__}", name, names)
     config = config_class(backbone=backbone_config(backbone, dcn), num_classes=num_classes, **fields)
     return build_from_config(arch, config)
 
 
 def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
     """The backbone of a name in `models.config.BACKBONES`; UsageError names the nearest ones."""
-    config = BACKBONES[_known("backbone", name, BACKBONES)]
+    config = BACKBONES[known("backbone", name, BACKBONES)]
     if dcn and config.block == "basic":
         raise UsageError(
             f"{name} has no deformable form", why="dcn is for bottleneck blocks", fix="take resnet50, or another one"
@@ -61,13 +61,13 @@ def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
 
 
 def build_from_config(arch: str, config) -> torch.nn.Module:
-    detector_class = DETECTORS[_known("architecture", arch, DETECTORS)]
+    detector_class = DETECTORS[known("architecture", arch, DETECTORS)]
     return detector_class(config).to(memory_format=torch.channels_last).eval()
 
 
 def config_from_dict(arch: str, values: dict):
     """Inverse of dataclasses.asdict for a detector's configuration, after a trip through JSON (lists become tuples)."""
-    config_class = DETECTOR_CONFIGS[_known("architecture", arch, DETECTORS)]
+    config_class = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)]
     nested = {"backbone": BackboneConfig, "rpn": RPNConfig}
     values = {key: nested[key](**_tuples(value)) if key in nested else value for key, value in values.items()}
     return config_class(**_tuples(values))
@@ -80,7 +80,8 @@ def _tuples(values: dict) -> dict:
     return {key: convert(value) for key, value in values.items()}
 
 
-def _known(what: str, name: str, names) -> str:
+def known(what: str, name: str, names) -> str:
+    """`name`, if it is one of `names`; UsageError names the nearest ones."""
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)
         raise UsageError(f"unknown {what} {name!r}", fix=f"did you mean {' or '.join(near)}?")

@@ -9,107 +9,112 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zipfile
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .build import build_from_config, config_from_dict
 from .errors import DataError
 from .files import atomic_path
-from .names_mmdetection import rename
+from .weights.accounting import differences, shorten
+from .weights.architecture import unmet
+from .weights.contents import Contents, read_contents
+from .weights.translation import Translation, as_classifier, backbone_of, leave_out, translate
 
 FORMAT = "cascadeops-weights-1"
 
 
-def translate_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Renames a state dict of a known project to ours; ours is returned as it is."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    if not any(key.startswith("roi_head.") for key in state):
-        return state
-    return {rename(key): value for key, value in state.items()}
+def load_weights(
+    detector: nn.Module, source: str | os.PathLike | dict[str, Tensor], accept_differences: bool = False
+) -> None:
+    """Copies weights of any known project into a detector, a backbone or a classifier: all of them, or none.
 
-
-def load_weights(detector: torch.nn.Module, source: str | os.PathLike | dict[str, Tensor]) -> None:
-    """Copies weights into a detector; the format is recognised by its names.
+    The project is recognised by the names of its tensors: mmdetection 1.x to 3.x, torchvision, maskrcnn-benchmark, the
+    authors of Res2Net and of the self-calibrated networks, Paddle, or ours. Nothing of the file is run.
 
     Args:
-        detector: what `build_detector` returned.
-        source: a file (ours, or a .pth that holds only tensors) or a state dict; ours or mmdetection's names.
+        detector: what `build_detector` returned. A backbone alone takes the backbone of a detector's file, too.
+        source: a file (.safetensors, .pth, .pdparams) or a state dict.
+        accept_differences: load also where the project computes something in a way that no detector here does; the
+            results then differ a little from the project's own. docs/weights.md lists what differs.
 
     Raises:
-        DataError: no such file, a damaged file, or weights of another architecture: names the first differing tensors.
+        DataError: no such file, a damaged file, weights of another architecture, which names every tensor that has no
+            place, or of another arithmetic than the detector's.
     """
-    where, state = "state dict", source
-    if not isinstance(source, dict):
-        where, state = os.fspath(source), read_state(source)
-    state = translate_names(state)
+    contents = Contents("state dict", source, {}) if isinstance(source, dict) else read_contents(source)
+    translation = translate(contents.state, contents.where)
+    load_translation(detector, translation, contents.where, accept_differences)
+
+
+def load_translation(
+    detector: nn.Module, translation: Translation, where: str, accept_differences: bool = False
+) -> Translation:
+    """`load_weights` of what is translated already; returns what was loaded and what was left out for this detector."""
     expected = detector.state_dict()
-    # Absent in files of frozen batch norm; it only matters to a momentum that nobody uses.
-    for key in expected.keys() - state.keys():
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros_like(expected[key])
-    problems = [f"missing {key} {list(expected[key].shape)}" for key in expected if key not in state]
-    problems += [f"unexpected {key} {list(value.shape)}" for key, value in state.items() if key not in expected]
-    problems += [
-        f"{key} is {list(state[key].shape)}, the detector's is {list(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if problems:
-        shown = "\n".join(problems[:6] + ([f"and {len(problems) - 6} more"] if len(problems) > 6 else []))
+    parts = {key.split(".")[0] for key in expected}
+    if "backbone" not in parts:
+        translation = backbone_of(translation)
+    elif "rpn" not in parts:  # a classifier
+        translation = as_classifier(backbone_of(translation))
+    elif not translation.whole:
         raise DataError(
-            "these weights are of another architecture than the detector",
+            "these weights are of a backbone, not of a detector",
             where=where,
-            why=f"{len(problems)} of {len(expected)} tensors differ:\n{shown}",
+            why=f"they are recognised as: {translation.source}",
+            fix="for training: --backbone-weights FILE; in Python: load_weights(detector.backbone, FILE)",
+        )
+    if "fc" not in parts:
+        translation = leave_out(translation, "fc.", "the ImageNet classifier, which a detector has not")
+    lines = differences(expected, translation)
+    if lines:
+        raise DataError(
+            "these weights are of another architecture than the detector; nothing was loaded",
+            where=where,
+            why=f"recognised as {translation.source}; {len(expected)} tensors are expected\n{shorten(lines)}",
             fix="build the detector that they belong to: architecture, backbone, number of classes, semantic branch",
         )
-    detector.load_state_dict(state)
+    if "rpn" in parts:
+        _check_arithmetic(detector.config, translation, where, accept_differences)
+    # num_batches_tracked is absent in files of frozen norms; it only matters to a momentum that nobody uses.
+    zeros = {
+        key: value.new_zeros(value.shape) for key, value in expected.items() if key.endswith("num_batches_tracked")
+    }
+    detector.load_state_dict(zeros | translation.state)
+    return translation
+
+
+def _check_arithmetic(config, translation: Translation, where: str, accept_differences: bool) -> None:
+    wrong = unmet(config, translation.fields)
+    if wrong:
+        raise DataError(
+            f"weights of {translation.source} need a detector with its arithmetic; nothing was loaded",
+            where=where,
+            why="\n".join(f"config.{name} must be {value!r}" for name, value in wrong.items()),
+            fix="python -m models.convert FILE --output OURS.safetensors   (load_detector(OURS) then has these fields)",
+        )
+    if translation.differences and not accept_differences:
+        raise DataError(
+            f"no detector here computes exactly as {translation.source} does; nothing was loaded",
+            where=where,
+            why="there, unlike here:\n" + "\n".join(translation.differences),
+            fix="load them all the same, for results that differ a little: load_weights(..., accept_differences=True),"
+            "\nor python -m models.convert ... --accept-differences",
+        )
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Tensors of a weights file by name; never runs code from the file."""
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise DataError("no such weights file", where=path, fix="train some: python -m models.train --arch scnet")
-    if zipfile.is_zipfile(path):
-        return _read_torch_file(path)
-    return _read_safetensors(path)[0]
+    """Tensors of a weights file by the file's own names; never runs code from the file."""
+    return read_contents(path).state
 
 
-def _read_torch_file(path: str) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(
-            "this weights file holds more than tensors, or is damaged", where=path, why=str(error).splitlines()[0]
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DataError("this file does not hold a state dict", where=path, why="expected tensors by name")
-    return content
-
-
-def _read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise DataError(
-            "this is not a weights file that can be read",
-            where=path,
-            why=f"neither safetensors nor a torch archive ({error})",
-            fix="copy the file again, or name another one",
-        ) from error
+def translate_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of a known project with our names, and its rows in our order."""
+    return translate(state, "state dict").state
 
 
 def save_weights(
     path: str | os.PathLike,
-    detector: torch.nn.Module,
+    detector: nn.Module,
     class_names: list[str],
     category_ids: list[int],
     extra: dict | None = None,
@@ -135,40 +140,29 @@ def save_weights(
         save_file(state, temporary, metadata)
 
 
-def load_detector(path: str | os.PathLike) -> tuple[torch.nn.Module, dict]:
+def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:
     """Builds the detector that a weights file of ours describes, ready for inference.
 
     Returns:
         The detector in eval mode, and {"arch", "class_names", "category_ids", "extra"}.
     """
-    path = os.fspath(path)
-    state = read_state(path)
-    metadata = {} if zipfile.is_zipfile(path) else _read_safetensors(path)[1]
+    contents = read_contents(path)
+    metadata = contents.metadata or {}
     if metadata.get("format") != FORMAT:
         raise DataError(
             "this weights file does not say which detector it belongs to",
-            where=path,
+            where=contents.where,
             why="its header has no CascadeOps configuration",
-            fix="build_detector(...) with its architecture, then load_weights(detector, path)",
+            fix=f"python -m models.convert {contents.where} --output OURS.safetensors, and load that;"
+            "\nor build_detector(...) with its architecture, then load_weights(detector, path)",
         )
     config = config_from_dict(metadata["arch"], json.loads(metadata["config"]))
     detector = build_from_config(metadata["arch"], config)
-    load_weights(detector, state)
+    load_translation(detector, translate(contents.state, contents.where), contents.where)
     facts = {key: json.loads(metadata[key]) for key in ("class_names", "category_ids", "extra")}
     return detector.eval(), {"arch": metadata["arch"], **facts}
 
 
-def load_backbone(backbone: torch.nn.Module, path: str | os.PathLike) -> None:
-    """Copies ImageNet weights with torchvision's names into a backbone; the classifier (`fc`) is left out."""
-    state = {key: value for key, value in read_state(path).items() if not key.startswith("fc.")}
-    expected = backbone.state_dict()
-    wrong = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    wrong += [key for key in state if key not in expected or state[key].shape != expected[key].shape]
-    if wrong:
-        raise DataError(
-            "these weights are of another backbone",
-            where=os.fspath(path),
-            why=f"{len(wrong)} of {len(expected)} tensors are missing or of another shape: {', '.join(wrong[:4])}",
-            fix="name the file of the same network, with torchvision's names",
-        )
-    backbone.load_state_dict(state, strict=False)
+def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:
+    """Copies ImageNet weights, or the backbone of a detector's, into a backbone; all else in the file is left out."""
+    load_weights(backbone, path)

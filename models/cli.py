@@ -9,6 +9,8 @@ PROGRAMS = {
     "evaluate": "box and mask AP of a weights file on a data set",
     "predict": "find objects in pictures: overlays and COCO results",
     "data": "write the generated data set as a COCO folder",
+    "convert": "weights of mmdetection, torchvision and others to ours",
+    "weights": "list and fetch published weights",
     "doctor": "what is installed, which kernels run here, and whether they compute correctly",
 }
 HELP = """usage: cascadeops PROGRAM [OPTIONS]     (cascadeops PROGRAM --help lists the options)
