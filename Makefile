@@ -30,7 +30,7 @@ train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
 
 test: $(VENV)/.test
-	$(run) -m pytest $(ARGS)
+	$(run) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 bench: $(VENV)/.bench
 	@mkdir -p build

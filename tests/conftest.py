@@ -1,6 +1,7 @@
 """Fixtures of all tests: a fixed seed, the devices there are, and memory that is poisoned before a kernel fills it."""
 
 import contextlib
+import os
 import random
 import re
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(workers)))
     if config.getoption("--emulate-cuda"):
         emulation = contextlib.ExitStack()
         emulation.enter_context(EmulatedCuda())

@@ -94,7 +94,8 @@ def test_a_benchmark_is_kept_only_when_its_result_is_right(tmp_path):
     )
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
     command += [str(tmp_path), "--benchmark-only", "--benchmark-json", str(tmp_path / "times.json")]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
     assert "1 failed, 1 passed" in output, output
     (run,) = report.load(tmp_path / "times.json")
