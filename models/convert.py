@@ -138,11 +138,13 @@ def _classes(options: Convert, in_file: list[str] | None, number: int) -> tuple[
 
 
 def _save_backbone(path: Path, translation) -> None:
+    import torch
     from safetensors.torch import save_file
 
     from .files import atomic_path
 
-    state = {key: value.clone() for key, value in translation.state.items()}  # safetensors refuses shared memory
+    # copies, since safetensors refuses shared memory and other layouts
+    state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in translation.state.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, {"format": "cascadeops-backbone-1", "source": translation.source})
 

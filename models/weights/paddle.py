@@ -52,6 +52,8 @@ def read_paddle_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             found[str(name)] = array
     for name, parts in large.items():
         found[str(name)] = _join(parts, found)
+    if not found:
+        raise PickleFault("it is a pickle, but holds no arrays by name")
     return found, left_out
 
 
