@@ -24,7 +24,8 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_MAGIC_BYTES = LEGACY_MAGIC.to_bytes(10, "little")
 MAX_PICKLE = 64 << 20
 """Bytes of an archive's data.pkl: names and notes, no numbers. A training state of a large detector has 1 MiB."""
-MAX_RECORDS = 50_000
+MAX_RECORDS, MAX_DIRECTORY = 20_000, 2 << 20
+"""An archive's records and the bytes of their list: one for each storage, of about a hundred bytes."""
 DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -142,7 +143,7 @@ def _check_directory(path: str) -> None:
     if wide >= 0 and len(tail) >= wide + 48:
         count, size = struct.unpack_from("<QQ", tail, wide + 32)
     # the size counts too: zipfile believes it rather than the number of entries
-    if count > MAX_RECORDS or size > MAX_RECORDS * 256:
+    if count > MAX_RECORDS or size > MAX_DIRECTORY:
         raise PickleFault(
             f"the archive has {count} records in a directory of {size} bytes; weights have a few thousand"
         )
