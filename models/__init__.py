@@ -16,6 +16,7 @@ _HOME = {
     "save_weights": ".checkpoint",
     "predict": ".inference",
     "Result": ".inference",
+    "Views": ".tta",
 }
 __all__ = sorted(_HOME)
 

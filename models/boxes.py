@@ -38,7 +38,9 @@ def decode_class_boxes(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], i
     """`decode_boxes` of a head with one box a class: boxes [N, P, 4], deltas [N * P, K * 4] -> [N, P, K * 4]."""
     num_images, num_boxes, _ = boxes.shape
     starts = boxes.repeat_interleave(deltas.shape[1] // 4, dim=1)
-    return decode_boxes(starts, deltas.view(starts.shape), stds, image_sizes).view(num_images, num_boxes, -1)
+    return decode_boxes(starts, deltas.view(starts.shape), stds, image_sizes).view(
+        num_images, num_boxes, deltas.shape[1]
+    )
 
 
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:

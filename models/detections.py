@@ -39,7 +39,7 @@ def best_detections(
     Returns:
         boxes [N, D, 4], scores [N, D], labels [N, D], count [N]; padding as in `Detections`.
     """
-    scores = class_logits.softmax(dim=-1)[:, :-1].view(*valid.shape, -1) * valid[..., None]
+    scores = class_logits.softmax(dim=-1)[:, :-1].unflatten(0, valid.shape) * valid[..., None]
     boxes, scores, labels, _, count = cascadeops.multiclass_nms(
         boxes, scores, config.score_threshold, config.nms_iou, config.max_detections
     )

@@ -21,11 +21,13 @@ if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is
     from .coco_evaluation import Metrics
     from .data import CocoDataset
     from .progress import Progress
+    from .tta import Views
 
 EXAMPLES = (
     "{program} --weights runs/scnet/weights.safetensors",
     "{program} --weights W --data coco --split val2017 --resize 800 1333 --batch-size 8",
     "{program} --weights W --data my-data --max-images 200 --output runs/quick-look",
+    "{program} --weights W --data coco --split val2017 --tta --batch-size 1",
 )
 
 
@@ -47,8 +49,16 @@ class Evaluate:
     """Folder for the scores, the results and the pictures; made if it is not there."""
     resize: tuple[int, int] | None = None
     """SHORT LONG: the largest size within these limits in pixels. Default: as the weights were trained."""
+    tta: bool = False
+    """Test-time augmentation (HTC, SCNet): every image in several sizes, plain and mirrored, and the mean of the
+    answers. Better and slower; see docs/tta.md."""
+    tta_scales: tuple[tuple[int, int], ...] = ()
+    """SHORT LONG SHORT LONG ...: the sizes for --tta, each the largest within these limits in pixels. Default: 600 900
+    800 1200 1000 1500 1200 1800 1400 2100."""
+    tta_flip: bool = True
+    """With --tta: each size mirrored, too."""
     batch_size: int = 4
-    """Images that go through the detector together."""
+    """Images that go through the detector together (with --tta: that are read together)."""
     max_images: int | None = None
     """Score the first images only."""
     pictures: int = 8
@@ -76,6 +86,7 @@ def evaluate_detector(
     workers: int = 0,
     progress: Progress | None = None,
     results_folder: Path | None = None,
+    tta: Views | None = None,
 ) -> Metrics:
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
@@ -85,6 +96,7 @@ def evaluate_detector(
         max_images: only the first images of the data set.
         progress: advanced by each batch.
         results_folder: where to write the COCO results; None: nowhere.
+        tta: test-time augmentation, with `resize` None.
     """
     import torch
 
@@ -92,6 +104,7 @@ def evaluate_detector(
     from .data import evaluation_loader
     from .inference import unpack_detections
     from .norms import fold_batch_norms
+    from .tta import detect_in_views
 
     device = next(detector.parameters()).device
     entries: dict[str, list[dict]] = {"bbox": []}
@@ -103,7 +116,11 @@ def evaluate_detector(
         with torch.inference_mode():
             images, sizes = batch.images.to(device), batch.image_sizes.to(device)
             originals = [tuple(size) for size in batch.original_sizes.tolist()]
-            results = unpack_detections(detector(images, sizes), batch.image_sizes, originals)
+            if tta is None:
+                detections = detector(images, sizes)
+            else:
+                detections = detect_in_views(detector, images, batch.image_sizes, tta)
+            results = unpack_detections(detections, batch.image_sizes, originals)
         times.append((len(results), time.perf_counter() - start))
         for image_id, result in zip(batch.image_ids, results, strict=True):
             found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
@@ -137,6 +154,7 @@ def save_comparison(
     resize: tuple[int, int] | None = None,
     count: int = 8,
     score_threshold: float = 0.3,
+    tta: Views | None = None,
 ) -> np.ndarray:
     """Writes a picture of the detections in the first `count` images beside their ground truth; uint8 RGB [H, W, 3]."""
     from .images import read_image
@@ -160,7 +178,7 @@ def save_comparison(
             dataset.class_names,
             masks=[_rle(o["segmentation"], record) for o in objects],
         )
-        found = predict(detector, image, resize=resize)
+        found = predict(detector, image, resize=resize, tta=tta)
         shown = (found.scores >= score_threshold).nonzero()[:, 0]
         masks = None if found.masks is None else [found.masks[i] for i in shown]
         right = overlay(image, found.boxes[shown], found.labels[shown], dataset.class_names, found.scores[shown], masks)
@@ -202,28 +220,33 @@ def main(options: Evaluate) -> None:
     from .data import CocoDataset, default_dataset
     from .devices import choose_device
     from .progress import Progress
+    from .tta import check_detector, chosen_views
 
+    views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
     device = choose_device(options.device)
     detector, facts = load_detector(options.weights)
     detector.to(device)
+    console = Console(highlight=False)
+    if views is not None:
+        check_detector(detector)
+        console.print(str(views), soft_wrap=True, markup=False)
     dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
     check_same_classes(options.weights, facts["class_names"], dataset)
-    resize = options.resize or facts["extra"].get("resize")
+    resize = None if views is not None else options.resize or facts["extra"].get("resize")
 
     total = min(len(dataset), options.max_images or len(dataset))
     with Progress("evaluate", total=total, unit="images") as progress:
         metrics = evaluate_detector(
-            detector, dataset, options.batch_size, resize, options.max_images, options.workers, progress, folder
+            detector, dataset, options.batch_size, resize, options.max_images, options.workers, progress, folder, views
         )
     write_json(folder / "metrics.json", metrics.flat())
-    console = Console(highlight=False)
     console.print(score_table(metrics))
     console.print(class_table(metrics))
     console.print(
         f"{metrics.images} images, {metrics.images_per_second:.1f} images/s on {device} (without reading them)"
     )
     if options.pictures:
-        save_comparison(detector, dataset, folder / "comparison.png", resize, options.pictures)
+        save_comparison(detector, dataset, folder / "comparison.png", resize, options.pictures, tta=views)
     console.print(f"results: {folder}", soft_wrap=True, markup=False)
 
 

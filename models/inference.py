@@ -11,6 +11,8 @@ from torch import Tensor
 import cascadeops
 
 from .data.transforms import DIVISOR, MEAN, STD
+from .errors import UsageError
+from .tta import Views, detect_in_views
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,26 @@ class Result:
 
 
 @torch.inference_mode()
-def predict(detector: torch.nn.Module, image, resize: tuple[int, int] | None = None):
+def predict(
+    detector: torch.nn.Module, image, resize: tuple[int, int] | None = None, tta: Views | None = None
+) -> Result | list[Result]:
     """Finds objects in one image or in a batch.
 
     Args:
         detector: on any device; it is used in eval mode.
         image: uint8 RGB [H, W, 3] (numpy or tensor), or a list of such: a list is ONE batch.
         resize: None: as it is; (short, long): the largest size within these limits in pixels, aspect ratio kept.
+        tta: `models.Views()` or others: test-time augmentation, for HTC and SCNet; image by image.
 
     Returns:
         `Result`, or a list of them for a list.
 
     Raises:
         TypeError, ValueError: the image is not uint8 RGB [H, W, 3]; names its position in the list.
+        UsageError: `tta` with `resize`, or for another detector.
     """
+    if tta is not None and resize is not None:
+        raise UsageError("resize and tta both set the size", why=f"got {resize} and {tta}", fix="leave resize out")
     images = image if isinstance(image, list | tuple) else [image]
     arrays = [_checked(item, f"image {i}" if images is image else "image") for i, item in enumerate(images)]
     if not arrays:
@@ -54,7 +62,8 @@ def predict(detector: torch.nn.Module, image, resize: tuple[int, int] | None = N
     detector.eval()
     try:
         batch, sizes = make_batch(arrays, resize, next(detector.parameters()).device)
-        results = unpack_detections(detector(batch, sizes), sizes, [array.shape[:2] for array in arrays])
+        found = detector(batch, sizes) if tta is None else detect_in_views(detector, batch, sizes, tta)
+        results = unpack_detections(found, sizes, [array.shape[:2] for array in arrays])
     finally:
         detector.train(was_training)
     return results if images is image else results[0]

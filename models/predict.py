@@ -24,6 +24,7 @@ EXAMPLES = (
     "{program} street.jpg --weights runs/scnet/weights.safetensors",
     "{program} holiday/ more/*.png --weights W --output found --score-threshold 0.5",
     "{program} large.jpg --weights W --resize 800 1333 --device cuda",
+    "{program} street.jpg --weights W --tta --tta-scales 600 900 800 1200",
 )
 
 
@@ -45,8 +46,16 @@ class Predict:
     """Objects below this score are not drawn and not listed; the result files hold all."""
     resize: tuple[int, int] | None = None
     """SHORT LONG: the largest size within these limits in pixels. Default: as the weights were trained."""
+    tta: bool = False
+    """Test-time augmentation (HTC, SCNet): every image in several sizes, plain and mirrored, and the mean of the
+    answers. Better and slower; see docs/tta.md."""
+    tta_scales: tuple[tuple[int, int], ...] = ()
+    """SHORT LONG SHORT LONG ...: the sizes for --tta, each the largest within these limits in pixels. Default: 600 900
+    800 1200 1000 1500 1200 1800 1400 2100."""
+    tta_flip: bool = True
+    """With --tta: each size mirrored, too."""
     batch_size: int = 4
-    """Images that go through the detector together; those of one size do."""
+    """Images that go through the detector together; those of one size do (with --tta: one by one)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
 
@@ -73,21 +82,26 @@ def main(options: Predict) -> None:
     from .devices import choose_device
     from .inference import predict
     from .norms import fold_batch_norms
+    from .tta import check_detector, chosen_views
     from .visualise import overlay, save_picture
 
     console = Console(highlight=False)
+    views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
     device = choose_device(options.device)
     detector, facts = load_detector(options.weights)
+    if views is not None:
+        check_detector(detector)
+        console.print(str(views), soft_wrap=True, markup=False)
     detector = fold_batch_norms(detector).to(device)
     names, ids = facts["class_names"], facts["category_ids"]
-    resize = options.resize or facts["extra"].get("resize")
+    resize = None if views is not None else options.resize or facts["extra"].get("resize")
 
     entries: dict[str, list[dict]] = {"bbox": []}
     records: list[dict] = []
     faults: list[DataError] = []
     pictures = picture_names(paths)
     for batch in read_batches(paths, options.batch_size, faults):
-        results = predict(detector, [image for _, image in batch], resize=resize)
+        results = predict(detector, [image for _, image in batch], resize, views)
         for (path, image), result in zip(batch, results, strict=True):
             records.append(
                 {"id": len(records) + 1, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}

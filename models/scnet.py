@@ -90,14 +90,19 @@ class SCNet(nn.Module):
 
         capacity = used_capacity(count, boxes.shape[1])
         boxes, valid = boxes[:, :capacity], rows_below(count, capacity)
+        boxes, class_logits = self.box_stages(context, boxes, valid, image_sizes)
+        boxes, scores, labels, count = best_detections(boxes, class_logits, valid, self.config)
+        return Detections(boxes, scores, labels, self.detection_masks(context, boxes, labels, count), count)
+
+    def box_stages(self, context: Context, boxes: Tensor, valid: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [N, P, 4], valid [N, P], through all stages: refined boxes [N, P, 4], and the mean of the stages' class
+        logits [N * P, K + 1], background last."""
         class_logits = 0.0
         for head, stds in zip(self.box_heads, self.config.stage_stds, strict=True):
             logits, deltas, _ = head(self.box_features(context, boxes_to_rois(boxes, valid)))
             class_logits = class_logits + logits
             boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes)
-        class_logits = class_logits / len(self.box_heads)
-        boxes, scores, labels, count = best_detections(boxes, class_logits, valid, self.config)
-        return Detections(boxes, scores, labels, self.detection_masks(context, boxes, labels, count), count)
+        return boxes, class_logits / len(self.box_heads)
 
     def context(self, features: list[Tensor]) -> tuple[Tensor | None, Tensor | None, Context]:
         """Semantic and image class logits (None without those branches), and what the RoI heads share."""

@@ -8,7 +8,9 @@ import torch
 
 from cascadeops import match_boxes
 from models.anchors import grid_anchors
-from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, encode_boxes
+from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, decode_class_boxes, encode_boxes
+from models.config import MaskRCNNConfig
+from models.detections import best_detections
 from models.losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
 from models.matching import IGNORED, NEGATIVE, sample_matches
 from models.padding import rows_below, used_capacity
@@ -217,6 +219,19 @@ def test_image_labels_are_the_classes_present():
     logits = torch.tensor([[30.0, -30.0, 30.0]])
     labels, valid = torch.tensor([[2, 0, 2, -1]]), torch.tensor([[True, True, True, False]])
     assert image_label_loss(logits, labels, valid).item() < 1e-6
+
+
+# ---- no proposals
+
+
+def test_no_proposals_are_no_detections():
+    """Of every image: then CPU code gives the heads no row at all (`used_capacity`)."""
+    boxes, deltas, logits = torch.zeros(2, 0, 4), torch.zeros(0, 12), torch.zeros(0, 4)
+    boxes = decode_class_boxes(boxes, deltas, STAGE_STDS[0], torch.tensor([[32, 32], [64, 32]]))
+    assert boxes.shape == (2, 0, 12)
+    config = MaskRCNNConfig(max_detections=3)
+    boxes, scores, labels, count = best_detections(boxes, logits, torch.zeros(2, 0, dtype=torch.bool), config)
+    assert boxes.shape == (2, 3, 4) and scores.shape == labels.shape == (2, 3) and count.tolist() == [0, 0]
 
 
 # ---- padding
