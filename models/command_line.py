@@ -42,7 +42,7 @@ def run(
     Args:
         config_type: dataclass; its docstring is the program's description.
         examples: command lines that `--help` starts with; "{program}" stands for how this program is called.
-        presets: named configurations that `--preset NAME` starts from; the first is the default.
+        presets: named configurations that `--preset NAME` starts from; the first is the default. All of one structure.
         arguments: the command line without the program's name; sys.argv by default.
     """
     program = program_name()
@@ -74,6 +74,15 @@ def program_name() -> str:
     return Path(sys.argv[0]).name
 
 
+def given_value(name: str, arguments: Sequence[str]) -> str | None:
+    """The value that raw `arguments` give an option, for one that decides which options there are; None: not given."""
+    for i, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if key.lstrip("-").replace("-", "_") == name and (equals or key.startswith("--")):
+            return value if equals else next(iter(arguments[i + 1 :]), None)
+    return None
+
+
 def print_error(error: UserError) -> None:
     """Writes the message to stderr: the fault in red where there are colours; long lines stay whole, to be copied."""
     first, *rest = str(error).split("\n")
@@ -91,7 +100,7 @@ def parse(
     presets: Mapping[str, Config] | None = None,
 ) -> Config:
     """The configuration that `arguments` ask for. Raises UsageError; prints and exits with 0 for --help."""
-    options = _options(config_type)
+    options = _options(config_type, next(iter(presets.values())) if presets else None)
     arguments = list(arguments)
     default = None
     if presets is not None:
@@ -108,21 +117,28 @@ def parse(
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return tyro.cli(config_type, prog=program, args=arguments, default=default)
+            # Where a field may be one of several dataclasses, the default's decides, and there are no subcommands.
+            return tyro.cli(
+                config_type, prog=program, args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise _usage_error(shown.getvalue(), arguments, options, program) from None
 
 
-def _options(config_type: type, prefix: str = "") -> dict[str, object]:
-    """Every option's dotted name and type, nested dataclasses unfolded: {"amp": bool, "data.workers": int}."""
+def _options(config_type: type, default: object | None = None, prefix: str = "") -> dict[str, object]:
+    """Every option's dotted name and type, nested dataclasses unfolded: {"amp": bool, "data.workers": int}.
+
+    Of a field that may be one of several dataclasses, the default's is unfolded.
+    """
     found = {}
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
-        kind = hints[field.name]
+        value = getattr(default, field.name, None)
+        kind = type(value) if dataclasses.is_dataclass(value) else hints[field.name]
         if dataclasses.is_dataclass(kind):
-            found |= _options(kind, f"{prefix}{field.name}.")
+            found |= _options(kind, value, f"{prefix}{field.name}.")
         else:
             found[prefix + field.name] = kind
     return found

@@ -6,18 +6,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .config import BACKBONES, RPNConfig, SCNetConfig
+from .config import (
+    BACKBONES,
+    DETECTOR_CONFIGS,
+    CascadeMaskRCNNConfig,
+    FasterRCNNConfig,
+    HTCConfig,
+    MaskRCNNConfig,
+    SCNetConfig,
+)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an instance-segmentation detector.
+    """Train an instance-segmentation detector; --arch decides which --detector options there are.
 
     Without --data it trains on the embedded data set of shapes, which is drawn on first use (no download). The output
     folder gets the weights, metrics.jsonl, TensorBoard files and pictures of detections beside the ground truth.
     """
 
-    arch: Literal["scnet"] = "scnet"
+    arch: Literal["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc", "scnet"] = "scnet"
     """Detector: scnet is the sample-consistency detector (not the self-calibrated backbones scnet50, scnet101)."""
     data: Path | None = None
     """Folder in COCO layout: annotations/*.json, image folders, stuffthingmaps/ if there are any."""
@@ -50,7 +58,7 @@ class TrainConfig:
     colour_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation, 0..1."""
     semantic: Literal["auto", "yes", "no"] = "auto"
-    """The semantic branch; auto: if the data has stuffthingmaps."""
+    """The semantic branch of htc and scnet; auto: if the data has stuffthingmaps."""
     amp: Literal["off", "auto", "bfloat16", "float16"] = "off"
     """Automatic mixed precision; auto: bfloat16 where the hardware computes with it, else off."""
     device: str = "auto"
@@ -68,7 +76,9 @@ class TrainConfig:
     """Epochs between checkpoints."""
     log_every: int = 20
     """Steps between lines of metrics."""
-    detector: SCNetConfig = field(default_factory=SCNetConfig)
+    detector: FasterRCNNConfig | MaskRCNNConfig | CascadeMaskRCNNConfig | HTCConfig | SCNetConfig = field(
+        default_factory=SCNetConfig
+    )
     """The architecture. Numbers of classes are taken from the data."""
 
     def __post_init__(self):
@@ -77,43 +87,57 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if type(self.detector) is not DETECTOR_CONFIGS[self.arch]:
+            raise ValueError(f"arch {self.arch} needs a detector of {DETECTOR_CONFIGS[self.arch].__name__}")
+        if self.semantic == "yes" and not hasattr(self.detector, "semantic"):
+            raise ValueError(f"{self.arch} has no semantic branch")
         if self.weights and self.backbone_weights:
             raise ValueError("weights and backbone_weights exclude each other")
 
 
-SMALL = TrainConfig(
-    output=Path("runs/scnet-small"),
-    epochs=5,
-    batch_size=8,
-    learning_rate=0.03,
-    warmup_iterations=100,
-    decay_epochs=(3.8, 4.6),
-    clip_gradient_norm=10.0,
-    resize=None,
-    amp="auto",
-    workers=0,
-    evaluate_every=2,
-    detector=SCNetConfig(
-        backbone=BACKBONES["resnet18_narrow"],
-        channels=64,
-        rpn=RPNConfig(
-            anchor_scale=4.0,
-            num_samples=128,
-            top_k=300,
-            top_k_training=300,
-            max_proposals=200,
-            max_proposals_training=200,
+def small(arch: str) -> TrainConfig:
+    """All heads and losses of a detector on 2 CPU cores, from scratch."""
+    config = DETECTOR_CONFIGS[arch]
+    return TrainConfig(
+        arch=arch,
+        output=Path(f"runs/{arch}-small"),
+        epochs=5,
+        batch_size=8,
+        learning_rate=0.03,
+        warmup_iterations=100,
+        decay_epochs=(3.8, 4.6),
+        clip_gradient_norm=10.0,
+        resize=None,
+        amp="auto",
+        workers=0,
+        evaluate_every=2,
+        detector=config(
+            backbone=BACKBONES["resnet18_narrow"],
+            channels=64,
+            rpn=replace(
+                config().rpn,
+                anchor_scale=4.0,
+                num_samples=128,
+                top_k=300,
+                top_k_training=300,
+                max_proposals=200,
+                max_proposals_training=200,
+            ),
+            finest_size=28.0,
+            box_channels=256,
+            num_samples=64,
+            score_threshold=0.01,
+            max_detections=30,
         ),
-        finest_size=28.0,
-        box_channels=256,
-        num_samples=64,
-        score_threshold=0.01,
-        max_detections=30,
-    ),
-)
-"""All heads and losses of SCNet on 2 CPU cores, from scratch."""
+    )
 
-COCO = replace(TrainConfig(), output=Path("runs/scnet-r50-coco"))
-"""The published recipe: ResNet-50, 12 epochs, 16 images a step, rate 0.02 (mmdetection's scnet_r50_fpn_1x_coco)."""
 
-PRESETS = {"small": SMALL, "coco": COCO}
+def coco(arch: str) -> TrainConfig:
+    """The published recipe of all these detectors: ResNet-50, 12 epochs, 16 images a step, rate 0.02 (mmdetection's
+    configurations *_r50_fpn_1x_coco)."""
+    return TrainConfig(arch=arch, output=Path(f"runs/{arch}-r50-coco"), detector=DETECTOR_CONFIGS[arch]())
+
+
+def presets(arch: str) -> dict[str, TrainConfig]:
+    """What `--preset` chooses from; the first is the default."""
+    return {"small": small(arch), "coco": coco(arch)}

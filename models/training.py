@@ -33,7 +33,8 @@ def train(config: TrainConfig) -> None:
     """
     device = choose_device(config.device)
     root = config.data or default_dataset()
-    train_set = CocoDataset(root, "train", semantic=config.semantic, training=True)
+    semantic = config.semantic if hasattr(config.detector, "semantic") else "no"
+    train_set = CocoDataset(root, "train", semantic=semantic, training=True)
     val_set = CocoDataset(root, "val", semantic="no")
     check_same_classes(train_set, val_set)
     config = fit_to_data(config, train_set)
@@ -132,12 +133,11 @@ def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 
 def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
     """The configuration with the data's numbers of classes, and the semantic branch only if there are maps for it."""
-    detector = dataclasses.replace(
-        config.detector,
-        num_classes=dataset.num_classes,
-        semantic=dataset.has_semantic,
-        num_semantic_classes=dataset.num_semantic_classes or config.detector.num_semantic_classes,
-    )
+    fields: dict = {"num_classes": dataset.num_classes}
+    if hasattr(config.detector, "semantic"):
+        fields["semantic"] = dataset.has_semantic
+        fields["num_semantic_classes"] = dataset.num_semantic_classes or config.detector.num_semantic_classes
+    detector = dataclasses.replace(config.detector, **fields)
     return dataclasses.replace(config, detector=detector)
 
 
@@ -316,8 +316,9 @@ def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None
 
 def describe_run(config, detector, train_set, val_set, device, total: int, iteration: int) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
+    title = " (sample-consistency detector)" if config.arch == "scnet" else ""  # not the backbones of that name
     print(
-        f"{config.arch} (sample-consistency detector), {parameters / 1e6:.1f} M parameters, on {device}\n"
+        f"{config.arch}{title}, {parameters / 1e6:.1f} M parameters, on {device}\n"
         f"data    {train_set.root}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{train_set.num_classes} classes, semantic maps {'yes' if train_set.has_semantic else 'no'}\n"
         f"run     {config.output}: {total} steps of {config.batch_size} images"

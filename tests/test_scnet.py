@@ -1,10 +1,11 @@
-"""The SCNet detector as a program: batches, padding, static shapes, compile, resume."""
+"""A detector, SCNet, as a program: building, weights files, images that are refused, training and its resumption."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
+from small_detectors import random_images, small_detector
 
 import models
 from models import recipes
@@ -15,68 +16,8 @@ from models.norms import fold_batch_norms
 from models.padding import used_capacity
 
 
-def small_detector(**fields):
-    torch.manual_seed(0)
-    config = dataclasses.replace(recipes.SMALL.detector, num_classes=5, num_semantic_classes=9, **fields)
-    from models.build import build_from_config
-
-    detector = build_from_config("scnet", config)
-    # Spreads the scores, so that something is detected. With larger weights elsewhere, too, mask logits would reach
-    # millions, whose last bits alone decide some probabilities.
-    for parameter in detector.box_heads.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(3)
-    return detector
-
-
-def random_images(*sizes):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy() for size in sizes]
-
-
-@pytest.mark.parametrize("semantic", [True, False])
-def test_shapes_are_fixed_and_padding_rows_say_so(semantic):
-    detector = small_detector(semantic=semantic)
-    images, sizes = make_batch(random_images((90, 120), (64, 128)), None, "cpu")
-    with torch.inference_mode():
-        found = detector(images, sizes)
-    capacity = detector.config.max_detections
-    assert found.boxes.shape == (2, capacity, 4)
-    assert found.mask_probs.shape == (2, capacity, 28, 28)
-    assert (found.count > 0).all()
-    for i, count in enumerate(found.count.tolist()):
-        assert (found.scores[i, count:] == -torch.inf).all()
-        assert (found.labels[i, count:] == -1).all()
-        assert (found.scores[i, :count].diff() <= 0).all()
-        assert (found.boxes[i, :count] <= sizes[i].flip(0).repeat(2)).all()
-
-
-def test_a_batch_gives_what_its_images_give_alone():
-    detector = small_detector()
-    images = random_images((96, 128), (96, 128))
-    together = models.predict(detector, images)
-    for image, batched in zip(images, together, strict=True):
-        alone = models.predict(detector, image)
-        assert len(alone) == len(batched) > 0
-        torch.testing.assert_close(alone.boxes, batched.boxes, atol=1e-2, rtol=0)
-        torch.testing.assert_close(alone.scores, batched.scores, atol=1e-4, rtol=0)
-        assert torch.equal(alone.labels, batched.labels)
-
-
-def test_dropping_padding_rows_changes_nothing(monkeypatch):
-    detector = small_detector()
-    images, sizes = make_batch(random_images((64, 96)), None, "cpu")
-    with torch.inference_mode():
-        trimmed = detector(images, sizes)
-        monkeypatch.setattr("models.scnet.used_capacity", lambda count, capacity: capacity)
-        whole = detector(images, sizes)
-    assert torch.equal(trimmed.count, whole.count)
-    for ours, theirs in zip(trimmed, whole, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
 def test_folded_batch_norms_compute_the_same():
-    detector = small_detector().eval()
+    detector = small_detector("scnet").eval()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
@@ -92,34 +33,13 @@ def test_folded_batch_norms_compute_the_same():
             torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_nothing_found_is_a_result_of_length_zero():
-    detector = small_detector(score_threshold=1.0)
-    result = models.predict(detector, random_images((64, 64))[0])
-    assert len(result) == len(result.masks) == 0
-    assert result.boxes.shape == (0, 4)
-    assert result.masks == []
-    assert models.predict(detector, []) == []
-
-
-def test_the_whole_forward_is_one_graph():
-    detector = small_detector()
-    images, sizes = make_batch(random_images((64, 96), (64, 64)), None, "cpu")
-    compiled = torch.compile(detector, fullgraph=True, dynamic=False, backend="aot_eager")
-    with torch.no_grad():
-        eager, graph = detector(images, sizes), compiled(images, sizes)
-    assert torch.equal(eager.count, graph.count)
-    assert (eager.count > 0).all()
-    for ours, theirs in zip(eager, graph, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-
-
 def test_used_capacity_is_the_capacity_under_compile():
     seen = torch.compile(lambda count: torch.zeros(used_capacity(count, 7)), fullgraph=True, backend="eager")
     assert len(seen(torch.tensor([3]))) == 7
 
 
 def test_resize_gives_boxes_in_pixels_of_the_image_that_was_given():
-    detector = small_detector()
+    detector = small_detector("scnet")
     (image,) = random_images((60, 80))
     result = models.predict(detector, image, resize=(120, 160))
     assert len(result) > 0
@@ -137,7 +57,7 @@ def test_resize_gives_boxes_in_pixels_of_the_image_that_was_given():
 )
 def test_wrong_images_are_named(image, error, text):
     with pytest.raises(error, match=text):
-        models.predict(small_detector(), image)
+        models.predict(small_detector("scnet"), image)
 
 
 # ---- building and weights
@@ -160,7 +80,7 @@ def test_unknown_names_get_the_nearest(arguments, text):
 
 
 def test_weights_round_trip_with_everything_that_inference_needs(tmp_path):
-    detector = small_detector()
+    detector = small_detector("scnet")
     models.save_weights(tmp_path / "w.safetensors", detector, list("abcde"), [1, 3, 5, 7, 9], {"resize": None})
     loaded, facts = models.load_detector(tmp_path / "w.safetensors")
     assert loaded.config == detector.config
@@ -170,9 +90,9 @@ def test_weights_round_trip_with_everything_that_inference_needs(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
-    other = small_detector(semantic=False)
+    other = small_detector("scnet", semantic=False)
     with pytest.raises(DataError, match="another architecture") as caught:
-        models.load_weights(other, small_detector().state_dict())
+        models.load_weights(other, small_detector("scnet").state_dict())
     assert "semantic_head" in str(caught.value)
     (tmp_path / "not.pth").write_bytes(b"hello")
     with pytest.raises(DataError, match="not a weights file"):
@@ -203,9 +123,9 @@ def shapes(tmp_path_factory):
 
 
 def training_config(shapes, output, **fields):
-    detector = dataclasses.replace(recipes.SMALL.detector, num_samples=16, mask_blocks=1, max_detections=5)
+    detector = dataclasses.replace(recipes.small("scnet").detector, num_samples=16, mask_blocks=1, max_detections=5)
     fields = {"epochs": 2, "batch_size": 4, "log_every": 1, "evaluate_every": 0, "detector": detector} | fields
-    return dataclasses.replace(recipes.SMALL, data=shapes, output=output, **fields)
+    return dataclasses.replace(recipes.small("scnet"), data=shapes, output=output, **fields)
 
 
 def test_a_resumed_run_equals_one_without_a_break(shapes, tmp_path):
@@ -257,23 +177,6 @@ def test_data_without_semantic_maps_is_trained_without_that_branch(shapes, tmp_p
     assert "loss_semantic" not in line and "loss_mask" in line
 
 
-def test_images_without_objects_still_train():
-    from models.data.batch import PackedMasks
-
-    detector = small_detector().train()
-    images, sizes = make_batch(random_images((64, 64)), None, "cpu")
-    empty = PackedMasks(
-        torch.zeros(0, dtype=torch.uint8), torch.zeros(1, 1).long(), torch.zeros(1, 1, 4, dtype=torch.int32)
-    )
-    semantic = torch.full((1, 8, 8), 255, dtype=torch.uint8)
-    labels = torch.full((1, 1), -1)
-    losses = detector.losses(images, sizes, torch.zeros(1, 1, 4), labels, empty, semantic)
-    sum(losses.values()).backward()
-    assert losses["loss_mask"].item() == 0 and losses["loss_semantic"].item() == 0
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in detector.parameters())
-
-
 def test_one_step_of_the_published_recipe(shapes):
     """ResNet-50, 512 samples, 2000 proposals: every trainable weight gets a gradient."""
     from models.build import build_from_config
@@ -281,7 +184,7 @@ def test_one_step_of_the_published_recipe(shapes):
     from models.training import fit_to_data
 
     dataset = CocoDataset(shapes, "train", training=True)
-    detector = build_from_config("scnet", fit_to_data(recipes.COCO, dataset).detector).train()
+    detector = build_from_config("scnet", fit_to_data(recipes.coco("scnet"), dataset).detector).train()
     batch = next(iter(training_loader(dataset, 1, seed=0, resize=(128, 192))))
     losses = detector.losses(
         batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
