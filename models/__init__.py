@@ -3,13 +3,17 @@
     detector = models.build_detector("scnet", backbone="resnet50", num_classes=80, semantic=True)
     models.load_weights(detector, path_or_state_dict)
     result = models.predict(detector, image)
+    classifier = models.scnet50(weights=path)     # so for every name in models.config.BACKBONES
 
 Names are resolved on first use (PEP 562), so that `python -m models.train --help` answers without importing torch.
 """
 
 from importlib import import_module
 
+from .config import BACKBONES
+
 _HOME = {
+    "build_classifier": ".classifiers",
     "build_detector": ".build",
     "load_detector": ".checkpoint",
     "load_weights": ".checkpoint",
@@ -18,10 +22,12 @@ _HOME = {
     "Result": ".inference",
     "Views": ".tta",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, *BACKBONES])
 
 
 def __getattr__(name: str):
+    if name in BACKBONES:
+        return import_module(".classifiers", __name__).classifier_function(name)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name], __name__), name)

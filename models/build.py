@@ -83,6 +83,7 @@ def _tuples(values: dict) -> dict:
 def known(what: str, name: str, names) -> str:
     """`name`, if it is one of `names`; UsageError names the nearest ones."""
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)
+        near = [known for known in names if known.startswith(name)]
+        near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)
         raise UsageError(f"unknown {what} {name!r}", fix=f"did you mean {' or '.join(near)}?")
     return name
