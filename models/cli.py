@@ -8,6 +8,7 @@ PROGRAMS = {
     "train": "train a detector and report its AP",
     "evaluate": "box and mask AP of a weights file on a data set",
     "predict": "find objects in pictures: overlays and COCO results",
+    "classify": "name what is in pictures, or measure an ImageNet classifier",
     "data": "write the generated data set as a COCO folder",
     "convert": "weights of mmdetection, torchvision and others to ours",
     "weights": "list and fetch published weights",

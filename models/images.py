@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,31 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) of the stored pixels, from the header alone. Raises DataError as read_image does."""
     with _open(path) as image:
         return image.height, image.width
+
+
+def image_files(arguments: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are named, and the images of folders in the order of their names. Each file once.
+
+    Raises:
+        DataError: there is nothing of this name, or a folder without images.
+    """
+    seen = set()
+    for argument in arguments:
+        found = [argument]
+        if argument.is_dir():
+            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not found:
+                raise DataError(
+                    "no image in this folder",
+                    where=argument,
+                    why=f"its {sum(1 for _ in argument.iterdir())} entries end in none of {', '.join(SUFFIXES)}",
+                )
+        elif not argument.exists():
+            image_size(argument)  # raises the error that names what is there
+        for path in found:
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield path
 
 
 def _open(path: str | os.PathLike) -> Image.Image:

@@ -24,8 +24,3 @@ def from_mmdetection(key: str) -> str:
         if changed:
             return renamed
     return key
-
-
-def from_classifier(key: str) -> str:
-    """A name in an ImageNet classifier of torchvision or the authors: `fc` stays, the rest is the backbone's."""
-    return key if key.startswith("fc.") else f"backbone.{key}"

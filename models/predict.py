@@ -71,6 +71,9 @@ class Predict:
 def main(options: Predict) -> None:
     if not options.images:
         raise UsageError("no image is named", fix=f"{program_name()} street.jpg --weights W.safetensors")
+
+    from .images import image_files
+
     paths = list(image_files(options.images))
     folder = make_folder(options.output)
 
@@ -128,33 +131,6 @@ def main(options: Predict) -> None:
             f"{len(faults)} of {len(paths)} images could not be read; the others are done",
             where="\n".join(fault.where for fault in faults[:10]) + ("\n..." if len(faults) > 10 else ""),
         )
-
-
-def image_files(arguments: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are named, and the images of folders in the order of their names. Each file once.
-
-    Raises:
-        DataError: there is nothing of this name, or a folder without images.
-    """
-    from .images import SUFFIXES, image_size
-
-    seen = set()
-    for argument in arguments:
-        found = [argument]
-        if argument.is_dir():
-            found = sorted(path for path in argument.iterdir() if path.suffix.lower() in SUFFIXES)
-            if not found:
-                raise DataError(
-                    "no image in this folder",
-                    where=argument,
-                    why=f"its {sum(1 for _ in argument.iterdir())} entries end in none of {', '.join(SUFFIXES)}",
-                )
-        elif not argument.exists():
-            image_size(argument)  # raises the error that names what is there
-        for path in found:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                yield path
 
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
