@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import cascadeops
 from cascadeops import match_boxes
 from models.anchors import grid_anchors
 from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, decode_class_boxes, encode_boxes
@@ -33,6 +34,14 @@ def test_anchors_equal_mmdetection(golden, level):
     torch.testing.assert_close(base, golden[f"base_anchors_{level}"])
 
 
+def test_anchor_grids_equal_mmdetection(golden):
+    levels = [golden[f"anchors_{level}"] for level in range(5)]
+    cells = [(3, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
+    found = grid_anchors(cells, [4, 8, 16, 32, 64], 8.0, (0.5, 1.0, 2.0), torch.device("cpu"))
+    for ours, theirs in zip(found, levels, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-4)
+
+
 def test_anchor_order_is_row_major_with_ratios_fastest():
     (anchors,) = grid_anchors([(2, 3)], [10], 2.0, (1.0, 4.0), torch.device("cpu"))
     assert anchors.shape == (12, 4)
@@ -43,11 +52,11 @@ def test_anchor_order_is_row_major_with_ratios_fastest():
 # ---- boxes
 
 
-@pytest.mark.parametrize("stage", range(3))
-def test_decode_equals_mmdetection(golden, stage):
+@pytest.mark.parametrize(("key", "stds"), [("rpn", (1.0, 1, 1, 1)), *((f"s{i}", STAGE_STDS[i]) for i in range(3))])
+def test_decode_equals_mmdetection(golden, key, stds):
     sizes = torch.tensor([[100, 110]])
-    boxes = decode_boxes(golden["bc_rois"][None], golden["bc_deltas"][None], STAGE_STDS[stage], sizes)
-    torch.testing.assert_close(boxes[0], golden[f"bc_decode_s{stage}"], atol=1e-3, rtol=1e-5)
+    boxes = decode_boxes(golden["bc_rois"][None], golden["bc_deltas"][None], stds, sizes)
+    torch.testing.assert_close(boxes[0], golden[f"bc_decode_{key}"], atol=1e-3, rtol=1e-5)
 
 
 def test_encode_equals_mmdetection(golden):
@@ -87,6 +96,20 @@ def test_iou_by_hand():
 def test_padding_rows_get_batch_index_minus_one():
     rois = boxes_to_rois(torch.ones(2, 2, 4), torch.tensor([[True, False], [True, True]]))
     assert rois[:, 0].tolist() == [0, -1, 1, 1]
+
+
+# ---- deformable convolution
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_deformable_convolution_and_its_gradients_equal_mmdetection(golden, stride):
+    """The gradients are those of the sum of the squares."""
+    inputs = [golden[key].clone().requires_grad_() for key in ("dcn_x", f"dcn_off_s{stride}", "dcn_w")]
+    out = cascadeops.deform_conv2d(*inputs, stride=stride, padding=1)
+    torch.testing.assert_close(out, golden[f"dcn_out_s{stride}"], rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(out.square().sum(), inputs)
+    for grad, key in zip(grads, ("gx", "goff", "gw"), strict=True):
+        torch.testing.assert_close(grad, golden[f"dcn_{key}_s{stride}"], rtol=1e-4, atol=1e-4)
 
 
 # ---- matching
