@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import tyro
 
-from models.command_line import parse, run
+from models.command_line import given_value, parse, run
 from models.errors import DataError, MachineError, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +95,54 @@ def test_a_preset_is_where_the_other_options_start_from():
     assert parsed("preset=large", presets=presets).amp
     with pytest.raises(UsageError, match="expected one of small, large, got huge"):
         parsed("--preset", "huge", presets=presets)
+
+
+@dataclass(frozen=True)
+class Adam:
+    rate: float = 0.001
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True)
+class EitherOptimizer:
+    optimizer: Optimizer | Adam = field(default_factory=Optimizer)
+
+
+def test_the_preset_decides_which_dataclass_a_field_holds():
+    presets = {"small": EitherOptimizer(Adam()), "large": EitherOptimizer(Adam(epsilon=1.0))}
+    found = parsed("optimizer.rate=0.5", "--preset=large", config=EitherOptimizer, presets=presets)
+    assert found == EitherOptimizer(Adam(rate=0.5, epsilon=1.0))
+    with pytest.raises(UsageError, match="unknown option"):
+        parsed("--optimizer.fast-mode", config=EitherOptimizer, presets=presets)
+    presets = {"small": EitherOptimizer()}
+    assert parsed("--optimizer.fast-mode", config=EitherOptimizer, presets=presets).optimizer.fast_mode
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--arch", "htc", "-v"], "htc"),
+        (["-v", "--arch=htc"], "htc"),
+        (["arch=htc"], "htc"),
+        (["arch", "htc"], None),
+        (["--architect", "htc"], None),
+        (["--arch"], None),
+    ],
+)
+def test_a_value_is_found_before_the_command_line_is_parsed(arguments, value):
+    assert given_value("arch", arguments) == value
+
+
+def test_every_detector_has_its_own_options_in_training():
+    from models.recipes import TrainConfig, presets
+
+    arguments = ["arch=htc", "--detector.no-interleaved", "--detector.rpn.num-samples", "7"]
+    found = parsed(*arguments, config=TrainConfig, presets=presets("htc"))
+    assert (found.arch, found.detector.interleaved, found.detector.rpn.num_samples) == ("htc", False, 7)
+    with pytest.raises(UsageError, match="unknown option"):
+        parsed("--detector.no-interleaved", config=TrainConfig, presets=presets("mask_rcnn"))
+    with pytest.raises(UsageError, match="arch scnet needs a detector of SCNetConfig"):
+        parsed("arch=scnet", config=TrainConfig, presets=presets("htc"))
 
 
 @pytest.mark.parametrize(
