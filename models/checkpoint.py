@@ -16,7 +16,7 @@ from .build import build_from_config, config_from_dict
 from .errors import DataError
 from .files import atomic_path
 from .weights.accounting import differences, shorten
-from .weights.architecture import unmet
+from .weights.architecture import arithmetic_of, unmet
 from .weights.contents import Contents, read_contents
 from .weights.translation import Translation, as_classifier, backbone_of, leave_out, translate
 
@@ -43,6 +43,8 @@ def load_weights(
     """
     contents = Contents("state dict", source, {}) if isinstance(source, dict) else read_contents(source)
     translation = translate(contents.state, contents.where)
+    if contents.metadata and contents.metadata.get("format") == FORMAT:
+        translation = translation._replace(fields=arithmetic_of(json.loads(contents.metadata["config"])))
     load_translation(detector, translation, contents.where, accept_differences)
 
 

@@ -14,6 +14,7 @@ import models
 from models.coco_classes import COCO_CLASSES
 from models.command_line import run
 from models.convert import EXAMPLES, Convert, main
+from models.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,8 @@ def test_arithmetic_is_stored_and_what_cannot_be_is_told(folder, detector):
     assert (loaded.config.backbone.norm, loaded.config.backbone.norm_eps) == ("fixed_batch", 0.0)
     assert "anchors are rounded to whole pixels" in facts["extra"]["differences"]
     assert torch.equal(loaded.box_head.class_logits.weight, detector.box_head.class_logits.weight)
+    with pytest.raises(DataError, match=r"config.backbone.norm_eps must be 0.0"):
+        models.load_weights(tiny(num_classes=80), folder / "c.safetensors")
 
 
 def test_transformed_rows_are_counted(folder, detector):

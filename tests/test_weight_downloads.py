@@ -181,6 +181,18 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "cascadeops"
 
 
+def test_a_fetched_file_is_loaded_by_its_name(tmp_path):
+    import torch
+
+    from models.weights.contents import read_contents
+
+    with pytest.raises(DataError, match=r"python -m models.weights scnet50   fetches it \(licence: MIT\)"):
+        read_contents("scnet50")
+    cache_folder().mkdir()
+    torch.save({"a": torch.ones(2)}, cache_folder() / find("scnet50").file_name)
+    assert read_contents("scnet50").state["a"].tolist() == [1, 1]
+
+
 def test_published_files_are_well_formed():
     assert len({file.name for file in PUBLISHED}) == len({file.url for file in PUBLISHED}) == len(PUBLISHED)
     for file in PUBLISHED:

@@ -254,6 +254,21 @@ def test_a_part_that_is_missing_or_left_over_is_named_once_with_its_meaning():
     refused(tiny(), state, "mask_head.* (12 tensors): mask head; the file has none")
 
 
+def test_many_tensors_of_a_part_are_named_in_few_lines():
+    state = to_mmdetection(tiny().state_dict())
+    for level in range(4):
+        del state[f"neck.fpn_convs.{level}.conv.bias"]
+        state |= {f"neck.fpn_convs.{level}.norm.{name}": torch.zeros(8) for name in ("weight", "bias")}
+        state |= {f"roi_head.bbox_head.fcs.{level}.{name}": torch.zeros(8) for name in ("weight", "bias")}
+    refused(
+        tiny(),
+        state,
+        "fpn.output_convs.{0,1,2,3}.bias: feature pyramid; the file lacks it",
+        "neck.fpn_convs.* (8 tensors): feature pyramid; the detector has none",
+        "roi_head.bbox_head.fcs.{0,1,2,3}.{weight,bias}: box head; the detector has no such tensor",
+    )
+
+
 def test_another_number_of_classes_is_told_in_classes():
     state = to_mmdetection(tiny(num_classes=4).state_dict())
     refused(

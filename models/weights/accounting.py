@@ -25,6 +25,12 @@ PARTS = [
     (r"semantic_head", "semantic branch"),
     (r"global_context_head", "global context branch"),
     (r"feature_relay", "feature relay from the box to the mask head"),
+    # names that no table translates, of heads that are not known here
+    (r"(?:\w+\.)*(?:fpn|neck)", "feature pyramid"),
+    (r"(?:\w+\.)*(?:rpn|rpn_head)\b", "region proposal network"),
+    (r"(?:\w+\.)*\w*mask\w*", "mask head"),
+    (r"(?:\w+\.)*\w*box\w*", "box head"),
+    (r"backbone", "backbone"),
 ]
 SHOWN_LINES = 24
 CLASS_ROWS = re.compile(r"(?:^|\.)(class_logits|fc)\.(?:weight|bias)$")
@@ -72,7 +78,7 @@ def _classes(key: str, value: Tensor) -> int:
 
 
 def _by_part(keys: list[str], old_names: Mapping[str, str], there: set[str], whole: str, single: str) -> list[str]:
-    """A part of which nothing is there becomes one line; single tensors of other parts are named."""
+    """Lines by part: one for a part of which nothing is there, else its tensors, by name."""
     parts_there = {part_of(key)[0] for key in there}
     parts: dict[str, list[str]] = {}
     for key in keys:
@@ -82,10 +88,28 @@ def _by_part(keys: list[str], old_names: Mapping[str, str], there: set[str], who
         meaning = part_of(members[0])[1]
         names = [old_names.get(key, key) for key in members]
         if part in parts_there or len(members) == 1:
-            lines += [f"{name}: {meaning}; {single}" for name in names]
+            lines += [f"{text}: {meaning}; {single}" for text in _compressed(names)]
         else:
             lines.append(f"{_common(names)} ({len(members)} tensors): {meaning}; {whole}")
     return lines
+
+
+def _compressed(names: list[str]) -> list[str]:
+    """Names that differ in one number or in their last word as one: "fpn.output_convs.{0,1,2,3}.{weight,bias}"."""
+    words: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        words.setdefault(stem, []).append(last)
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for stem, last in words.items():
+        found = re.search(r"\.(\d+)(?=\.|$)", stem)
+        pattern = stem if found is None else f"{stem[: found.start(1)]}#{stem[found.end(1) :]}"
+        numbers.setdefault((pattern, _braces(last)), []).append(found[1] if found else "")
+    return [f"{pattern.replace('#', _braces(found))}.{last}".lstrip(".") for (pattern, last), found in numbers.items()]
+
+
+def _braces(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else "{" + ",".join(words) + "}"
 
 
 def _common(names: list[str]) -> str:

@@ -14,6 +14,8 @@ from ..errors import DataError, UsageError
 
 TRAINING_ONLY = {"backbone.norm", "match_low_quality"}
 """Fields of a source's arithmetic that leave the results of given weights as they are."""
+ARITHMETIC = ("backbone.norm_eps", "backbone.stride_in_1x1", "backbone.stage_pool", "stage_stds", "box_stds")
+"""Fields that no tensor shows, and that change what given weights detect."""
 
 
 def find_architecture(state: Mapping[str, Tensor]) -> str | None:
@@ -104,6 +106,16 @@ def unmet(config, needs: Mapping[str, object]) -> dict[str, object]:
         if hasattr(holder, name) and getattr(holder, name) != value:
             found[key] = value
     return found
+
+
+def arithmetic_of(config: Mapping[str, object]) -> dict[str, object]:
+    """{field: value} of `ARITHMETIC` from a configuration in a file of ours (JSON: lists for tuples)."""
+    flat = {**config, **{f"backbone.{key}": value for key, value in config.get("backbone", {}).items()}}
+    return {key: _tuples(flat[key]) for key in ARITHMETIC if key in flat}
+
+
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def unknown_architecture(where: str, option: str) -> UsageError:

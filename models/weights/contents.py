@@ -29,13 +29,15 @@ class Contents(NamedTuple):
 def read_contents(path: str | os.PathLike) -> Contents:
     """Reads safetensors, .pth (both formats of torch.save) or .pdparams, told apart by their first bytes.
 
+    Args:
+        path: a file, or the name of a published one that is in the cache (`python -m models.weights`).
+
     Raises:
         DataError: no such file, damaged, or of another kind.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        fix = "train some: python -m models.train --arch scnet; or fetch published ones: python -m models.weights"
-        raise DataError("no such weights file", where=path, fix=fix)
+        path = _fetched(path)
     try:
         with open(path, "rb") as file:
             start = file.read(32)
@@ -62,6 +64,22 @@ def read_contents(path: str | os.PathLike) -> Contents:
         why=f"neither safetensors nor .pth nor .pdparams: it starts with {start[:16]!r}" if start else "it is empty",
         fix="copy the file again, or name another one",
     )
+
+
+def _fetched(name: str) -> str:
+    """Where a published file of this name was fetched to; nothing is fetched now."""
+    from .download import cached
+    from .published import PUBLISHED
+
+    for file in PUBLISHED:
+        if name in (file.name, file.file_name):
+            path = cached(file)
+            if path is None:
+                fix = f"python -m models.weights {file.name}   fetches it (licence: {file.licence})"
+                raise DataError("this published weights file has not been fetched", where=name, fix=fix)
+            return os.fspath(path)
+    fix = "train some: python -m models.train --arch scnet; or fetch published ones: python -m models.weights"
+    raise DataError("no such weights file", where=name, fix=fix)
 
 
 def _from_torch(path: str) -> Contents:
