@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import os
 import subprocess
 
+import numpy as np
 import pytest
 import torch
+from golden_cases import golden_state
 from program_cases import run_program
 from test_weight_sources import tiny, to_mmdetection
 from weight_files import to_mmdetection_1, to_torchvision
@@ -136,3 +139,19 @@ def test_our_own_file_needs_no_conversion(folder, detector):
     models.save_weights(folder / "ours.safetensors", detector, ["a"] * 80, list(range(80)))
     process = convert(folder / "ours.safetensors", "--output", folder / "x.safetensors")
     assert (process.returncode, "ours already" in process.stderr) == (2, True)
+
+
+@pytest.mark.skipif("CASCADEOPS_GOLDENS" not in os.environ, reason="needs CASCADEOPS_GOLDENS")
+def test_a_whole_scnet_detects_the_same_after_conversion(tmp_path):
+    state = golden_state("scnet_r50_fpn_1x")
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "scnet.pth")
+    account = lines(convert(tmp_path / "scnet.pth", "--output", tmp_path / "scnet.safetensors"))
+    assert (account["detector"], account["tensors loaded"]) == ("scnet, resnet50", "426")
+    converted, _ = models.load_detector(tmp_path / "scnet.safetensors")
+    direct = models.build_detector("scnet")
+    models.load_weights(direct, state)
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    first, second = models.predict(direct, image), models.predict(converted, image)
+    assert len(first.boxes) > 0
+    assert torch.equal(first.boxes, second.boxes) and torch.equal(first.scores, second.scores)
+    assert first.masks == second.masks

@@ -1,7 +1,6 @@
 """Weights of every project: the tensors that mmdetection has, bit by bit, whoever wrote the file."""
 
 import json
-import os
 import pickle
 
 import numpy as np
@@ -18,7 +17,6 @@ from weight_files import (
 )
 
 import models
-from models.checkpoint import load_translation
 from models.errors import DataError
 from models.weights.architecture import find_architecture, find_backbone, find_config
 from models.weights.contents import read_contents
@@ -345,21 +343,3 @@ def test_a_paddle_file_that_numpy_wrote_in_fortran_order(tmp_path):
     array = np.asfortranarray(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"a": array}, 2))
     assert np.array_equal(read_contents(tmp_path / "a.pdparams").state["a"].numpy(), array)
-
-
-@pytest.mark.skipif("CASCADEOPS_GOLDENS" not in os.environ, reason="needs CASCADEOPS_GOLDENS")
-def test_scnet_through_a_file_gives_the_same_detections(tmp_path):
-    from golden_cases import golden_state
-
-    state = golden_state(SCNET)
-    detector = models.build_detector("scnet")
-    models.load_weights(detector, state)
-    torch.save({"state_dict": state, "meta": {"CLASSES": ("a",) * 80}}, tmp_path / "scnet.pth")
-    contents = read_contents(tmp_path / "scnet.pth")
-    other = models.build_detector("scnet")
-    load_translation(other, translate(contents.state, contents.where), contents.where)
-    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-    first, second = models.predict(detector, image), models.predict(other, image)
-    assert len(first) > 0
-    assert torch.equal(first.boxes, second.boxes) and torch.equal(first.scores, second.scores)
-    assert first.masks == second.masks
