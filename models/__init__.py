@@ -5,6 +5,8 @@
     result = models.predict(detector, image)
     classifier = models.scnet50(weights=path)     # so for every name in models.config.BACKBONES
 
+    predictor = models.Predictor("weights.safetensors")   # the same with names, from files, folders and videos
+
 Names are resolved on first use (PEP 562), so that `python -m models.train --help` answers without importing torch.
 """
 
@@ -19,7 +21,8 @@ _HOME = {
     "load_weights": ".checkpoint",
     "save_weights": ".checkpoint",
     "predict": ".inference",
-    "Result": ".inference",
+    "Predictor": ".predictor",
+    "Result": ".results",
     "Views": ".tta",
 }
 __all__ = sorted([*_HOME, *BACKBONES])

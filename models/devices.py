@@ -29,3 +29,12 @@ def choose_device(name: str) -> torch.device:
         have = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
         raise MachineError("there is no such GPU", where=f"--device {name}", why=f"this machine has {have}")
     return device
+
+
+def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """None: float32. "auto" asks the hardware, because emulated bfloat16 is slower than float32."""
+    if amp == "auto":
+        on_gpu = device.type == "cuda"
+        native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        amp = "bfloat16" if native else "off"
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .command_line import run
-from .errors import DataError
 from .files import make_folder, write_json
 
 if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is imported where it is used
@@ -194,29 +193,13 @@ def ground_truth(dataset: CocoDataset) -> dict:
         return json.load(file)
 
 
-def check_same_classes(weights: Path, names: Sequence[str], dataset: CocoDataset) -> None:
-    """Raises DataError with a table of both, unless the classes of weights and data are the same in the same order."""
-    theirs = list(dataset.class_names)
-    if list(names) == theirs:
-        return
-    rows = [(i, a, b) for i, (a, b) in enumerate(_padded_pairs(names, theirs)) if a != b]
-    width = max(len("weights"), *(len(a) for _, a, _ in rows))
-    table = [f"label  {'weights':<{width}}  data"] + [f"{i:>5}  {a:<{width}}  {b}" for i, a, b in rows[:12]]
-    table += [f"... {len(rows) - 12} more"] if len(rows) > 12 else []
-    raise DataError(
-        "the weights know other classes than the data",
-        where=f"{weights} and {dataset.annotation_file}",
-        why=f"{len(names)} classes and {len(theirs)}; they differ in\n" + "\n".join(table),
-        fix="evaluate on data of the same classes, or train on these: python -m models.train --data DIR --weights W",
-    )
-
-
 def main(options: Evaluate) -> None:
     folder = make_folder(options.output)
 
     from rich.console import Console
 
     from .checkpoint import load_detector
+    from .classes import check_same_classes
     from .data import CocoDataset, default_dataset
     from .devices import choose_device
     from .progress import Progress
@@ -231,7 +214,13 @@ def main(options: Evaluate) -> None:
         check_detector(detector)
         console.print(str(views), soft_wrap=True, markup=False)
     dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
-    check_same_classes(options.weights, facts["class_names"], dataset)
+    check_same_classes(
+        "the weights know other classes than the data",
+        ("weights", facts["class_names"], facts["category_ids"]),
+        ("data", dataset.class_names, dataset.category_ids),
+        where=f"{options.weights} and {dataset.annotation_file}",
+        fix="evaluate on data of the same classes, in the same order and with the same category ids",
+    )
     resize = None if views is not None else options.resize or facts["extra"].get("resize")
 
     total = min(len(dataset), options.max_images or len(dataset))
@@ -281,10 +270,6 @@ def class_table(metrics: Metrics):
 
 def _score(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _padded_pairs(a: Sequence[str], b: Sequence[str]) -> list[tuple[str, str]]:
-    return [(a[i] if i < len(a) else "", b[i] if i < len(b) else "") for i in range(max(len(a), len(b)))]
 
 
 def _rle(segmentation: list | Mapping, record: Mapping) -> Mapping:

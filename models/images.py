@@ -48,6 +48,24 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> np.ndarray:
     return np.ascontiguousarray(_UPRIGHT.get(orientation, lambda pixels: pixels)(pixels))
 
 
+def pillow_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels of a Pillow image as `read_image` gives them: uint8 RGB [H, W, 3], upright by its EXIF orientation.
+
+    Raises:
+        DataError: more than MAX_PIXELS, or a file behind it that is truncated or corrupt.
+    """
+    where = getattr(image, "filename", None) or "a Pillow image"
+    if image.width * image.height > MAX_PIXELS:
+        why = f"at most {MAX_PIXELS:,} pixels: {image.width} x {image.height}"
+        raise DataError("the image is too large", where=where, why=why, fix="cut or shrink it")
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError("the image file is truncated or corrupt", where=where, why=error) from error
+    pixels = _rgb(image)
+    return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), lambda pixels: pixels)(pixels))
+
+
 def read_label_map(path: str | os.PathLike) -> np.ndarray:
     """Values of a single-channel map (a stuff-thing PNG) as uint8 [H, W]; palette indices are not looked up.
 
@@ -132,6 +150,10 @@ def _decode(image: Image.Image, path: Path) -> np.ndarray:
         except ValueError:
             pass  # stricter than Pillow on rare but valid files: Pillow has the last word
     _load(image, path)
+    return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):  # 16-bit grey: the high byte, where convert() would clip at 255
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

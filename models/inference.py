@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,25 +10,9 @@ import cascadeops
 
 from .data.transforms import DIVISOR, MEAN, STD
 from .errors import UsageError
+from .results import Result
+from .sources import checked_pixels
 from .tta import Views, detect_in_views
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was found in one image, best first; every field has length 0 when nothing was."""
-
-    boxes: Tensor
-    """[D, 4] float32 (x1, y1, x2, y2) in pixels of the image that was given."""
-    scores: Tensor
-    """[D] float32 in [0, 1]."""
-    labels: Tensor
-    """[D] int64, 0-based."""
-    masks: list[dict] | None
-    """D COCO run-length encodings {"size": [H, W], "counts": bytes} at the size of the image that was given; None from
-    a detector without masks (Faster R-CNN)."""
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 @torch.inference_mode()
@@ -41,7 +23,7 @@ def predict(
 
     Args:
         detector: on any device; it is used in eval mode.
-        image: uint8 RGB [H, W, 3] (numpy or tensor), or a list of such: a list is ONE batch.
+        image: uint8 RGB [H, W, 3] (numpy or tensor; a tensor may be [3, H, W]), or a list of such: ONE batch.
         resize: None: as it is; (short, long): the largest size within these limits in pixels, aspect ratio kept.
         tta: `models.Views()` or others: test-time augmentation, for HTC and SCNet; image by image.
 
@@ -55,7 +37,7 @@ def predict(
     if tta is not None and resize is not None:
         raise UsageError("resize and tta both set the size", why=f"got {resize} and {tta}", fix="leave resize out")
     images = image if isinstance(image, list | tuple) else [image]
-    arrays = [_checked(item, f"image {i}" if images is image else "image") for i, item in enumerate(images)]
+    arrays = [checked_pixels(item, f"image {i}" if images is image else "image") for i, item in enumerate(images)]
     if not arrays:
         return []
     was_training = detector.training
@@ -91,16 +73,6 @@ def unpack_detections(detections, network_sizes: Tensor, image_sizes: list[tuple
         masks = None
         if detections.mask_probs is not None:
             masks = cascadeops.paste_masks_rle(detections.mask_probs[i, :count], boxes, size)
-        results.append(
-            Result(boxes.cpu(), detections.scores[i, :count].cpu(), detections.labels[i, :count].cpu(), masks)
-        )
+        scores, labels = detections.scores[i, :count].float().cpu(), detections.labels[i, :count].cpu()
+        results.append(Result(boxes.float().cpu(), scores, labels, masks, tuple(size)))
     return results
-
-
-def _checked(image, name: str) -> np.ndarray:
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ValueError(f"predict: {name} must have shape [H, W, 3], got {list(array.shape)}")
-    if array.dtype != np.uint8:
-        raise TypeError(f"predict: {name} must be uint8, got {array.dtype}")
-    return array

@@ -1,12 +1,13 @@
 """Finds objects in images, from the command line: `python -m models.predict street.jpg --weights W.safetensors`.
 
-This module is the program only. The function `models.predict` lives in models/inference.py.
+This module is the program only. The function `models.predict` lives in models/inference.py; what runs here is
+`models.Predictor`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +19,10 @@ from .errors import DataError, UsageError
 from .files import make_folder, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
+    from .results import Result
 
 EXAMPLES = (
+    "{program}                                              the packaged sample picture and tiny detector, to try it",
     "{program} street.jpg --weights runs/scnet/weights.safetensors",
     "{program} holiday/ more/*.png --weights W --output found --score-threshold 0.5",
     "{program} large.jpg --weights W --resize 800 1333 --device cuda",
@@ -38,8 +40,8 @@ class Predict:
 
     images: Positional[tuple[Path, ...]] = ()
     """JPEG, PNG, WebP or BMP files, or folders of them."""
-    weights: Path
-    """A weights file that models.train wrote (.safetensors)."""
+    weights: Path | None = None
+    """A weights file that models.train wrote (.safetensors). Without images and weights: the packaged ones."""
     output: Path = Path("runs/predict")
     """Folder for pictures and results; made if it is not there."""
     score_threshold: float = 0.3
@@ -69,60 +71,67 @@ class Predict:
 
 
 def main(options: Predict) -> None:
-    if not options.images:
-        raise UsageError("no image is named", fix=f"{program_name()} street.jpg --weights W.safetensors")
-
-    from .images import image_files
-
-    paths = list(image_files(options.images))
-    folder = make_folder(options.output)
+    if options.weights is None and options.images:
+        raise UsageError("a required option is missing", where="--weights", fix=f"{program_name()} IMAGE --weights W")
+    if options.weights is not None and not options.images:
+        raise UsageError("no image is named", fix=f"{program_name()} street.jpg --weights {options.weights}")
 
     # imported here, so that --help and a mistyped option answer at once
+    from .images import image_files
+
+    if options.images:
+        paths = list(image_files(options.images))
+    else:
+        from .predictor import SAMPLE_PICTURE
+
+        paths = [SAMPLE_PICTURE]
+    folder = make_folder(options.output)
+
     from rich.console import Console
 
-    from .checkpoint import load_detector
     from .coco_evaluation import result_entries, write_results
-    from .devices import choose_device
-    from .inference import predict
-    from .norms import fold_batch_norms
-    from .tta import check_detector, chosen_views
-    from .visualise import overlay, save_picture
+    from .predictor import Predictor
+    from .tta import chosen_views
 
     console = Console(highlight=False)
+    if not options.images:
+        console.print("no image is named: the packaged detector, which knows drawn shapes, on its sample picture")
     views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
-    device = choose_device(options.device)
-    detector, facts = load_detector(options.weights)
     if views is not None:
-        check_detector(detector)
         console.print(str(views), soft_wrap=True, markup=False)
-    detector = fold_batch_norms(detector).to(device)
-    names, ids = facts["class_names"], facts["category_ids"]
-    resize = None if views is not None else options.resize or facts["extra"].get("resize")
+    predictor = Predictor(
+        options.weights,
+        device=options.device,
+        resize=options.resize or "trained",
+        tta=views,
+        batch_size=options.batch_size,
+    )
 
     entries: dict[str, list[dict]] = {"bbox": []}
     records: list[dict] = []
     faults: list[DataError] = []
+
+    def leave_out(fault: DataError) -> None:
+        faults.append(fault)
+        print_error(fault)
+
     pictures = picture_names(paths)
-    for batch in read_batches(paths, options.batch_size, faults):
-        results = predict(detector, [image for _, image in batch], resize, views)
-        for (path, image), result in zip(batch, results, strict=True):
-            records.append(
-                {"id": len(records) + 1, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]}
-            )
-            found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
-            for kind, new in result_entries(records[-1]["id"], *found, result.masks, ids).items():
-                entries.setdefault(kind, []).extend(new)
-            shown = (found[1] >= options.score_threshold).nonzero()[0]
-            boxes, scores, labels = (values[shown] for values in found)
-            picture = folder / pictures[path]
-            masks = None if result.masks is None else [result.masks[i] for i in shown]
-            save_picture(picture, overlay(image, boxes, labels, names, scores, masks))
-            console.print(_summary(path, image, labels, names, options.score_threshold), soft_wrap=True, markup=False)
-            if len(paths) <= 3 and len(shown):
-                console.print(_table(boxes, scores, labels, names))
-            console.print(f"  picture: {picture}", soft_wrap=True, markup=False)
+    for result in predictor.stream(paths, on_error=leave_out if len(paths) > 1 else None):
+        height, width = result.image_size
+        records.append({"id": len(records) + 1, "file_name": result.source, "height": height, "width": width})
+        found = (result.boxes.numpy(), result.scores.numpy(), result.labels.numpy(), result.masks)
+        for kind, new in result_entries(records[-1]["id"], *found, predictor.category_ids).items():
+            entries.setdefault(kind, []).extend(new)
+        picture = folder / pictures[Path(result.source)]
+        result.save(picture, score_threshold=options.score_threshold)
+        console.print(result.summary(options.score_threshold), soft_wrap=True, markup=False)
+        shown = result[result.scores >= options.score_threshold]
+        if len(paths) <= 3 and len(shown):
+            console.print(_table(shown))
+        console.print(f"  picture: {picture}", soft_wrap=True, markup=False)
     files = write_results(folder, entries)
-    categories = [{"id": key, "name": name} for key, name in zip(ids, names, strict=True)]
+    names = zip(predictor.category_ids, predictor.class_names, strict=True)
+    categories = [{"id": key, "name": name} for key, name in names]
     write_json(folder / "images.json", {"images": records, "categories": categories, "annotations": []})
     where = f"results: {', '.join(map(str, files))} (COCO results; ids: {folder / 'images.json'})"
     console.print(where, soft_wrap=True, markup=False)
@@ -142,46 +151,14 @@ def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def read_batches(paths: Sequence[Path], size: int, faults: list[DataError]) -> Iterator[list[tuple[Path, np.ndarray]]]:
-    """Images in their order, as batches of at most `size` that have one height and width.
-
-    So nothing is padded to a larger neighbour, and what is found in an image does not depend on the others.
-    What cannot be read is reported, added to `faults` and left out; it ends the run only if there is nothing else.
-    """
-    from .images import read_image
-
-    batch: list[tuple[Path, np.ndarray]] = []
-    for path in paths:
-        try:
-            image = read_image(path)
-        except DataError as fault:
-            if len(paths) == 1:
-                raise
-            faults.append(fault)
-            print_error(fault)
-            continue
-        if batch and (len(batch) == size or image.shape != batch[0][1].shape):
-            yield batch
-            batch = []
-        batch.append((path, image))
-    if batch:
-        yield batch
-
-
-def _summary(path: Path, image, labels, names: Sequence[str], threshold: float) -> str:
-    counts = Counter(names[label] for label in labels)
-    found = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-    return f"{path} ({image.shape[1]} x {image.shape[0]}): {found} with a score of {threshold:g} or more"
-
-
-def _table(boxes, scores, labels, names: Sequence[str]):
+def _table(result: Result):
     from rich.table import Table
 
     table = Table("object", "score", "x1", "y1", "x2", "y2", box=None, padding=(0, 2), pad_edge=True)
     for column in table.columns[1:]:
         column.justify = "right"
-    for box, score, label in zip(boxes, scores, labels, strict=True):
-        table.add_row(names[label], f"{score:.3f}", *(f"{x:.1f}" for x in box))
+    for box, score, name in zip(result.boxes.tolist(), result.scores.tolist(), result.names, strict=True):
+        table.add_row(name, f"{score:.3f}", *(f"{x:.1f}" for x in box))
     return table
 
 

@@ -132,6 +132,22 @@ def small(arch: str) -> TrainConfig:
     )
 
 
+def tiny() -> TrainConfig:
+    """The SCNet that ships in the package (models/assets): 1.9 million parameters, below 4 MB in float16."""
+    config = small("scnet")
+    detector = replace(
+        config.detector,
+        backbone=replace(BACKBONES["resnet18_narrow"], layers=(2, 2, 2, 1), width=20),
+        channels=48,
+        box_channels=96,
+        mask_blocks=3,
+        semantic_blocks=1,
+        global_blocks=1,
+    )
+    output = Path("runs/scnet-tiny")
+    return replace(config, output=output, epochs=8, decay_epochs=(6.2, 7.4), evaluate_every=0, detector=detector)
+
+
 def coco(arch: str) -> TrainConfig:
     """The published recipe of all these detectors: ResNet-50, 12 epochs, 16 images a step, rate 0.02 (mmdetection's
     configurations *_r50_fpn_1x_coco)."""
@@ -140,4 +156,4 @@ def coco(arch: str) -> TrainConfig:
 
 def presets(arch: str) -> dict[str, TrainConfig]:
     """What `--preset` chooses from; the first is the default."""
-    return {"small": small(arch), "coco": coco(arch)}
+    return {"small": small(arch), "coco": coco(arch)} | ({"tiny": tiny()} if arch == "scnet" else {})

@@ -17,7 +17,7 @@ import cascadeops
 from .build import build_from_config
 from .checkpoint import load_backbone, load_weights, save_weights
 from .data import Augmentation, CocoDataset, default_dataset, training_loader
-from .devices import choose_device
+from .devices import choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
 from .evaluate import evaluate_detector, save_comparison
 from .files import atomic_write, make_folder, write_json
@@ -120,15 +120,6 @@ def train(config: TrainConfig) -> None:
                 window = LossWindow()
     log.close()
     print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
-
-
-def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
-    """None: float32. "auto" asks the hardware, because emulated bfloat16 is slower than float32."""
-    if amp == "auto":
-        on_gpu = device.type == "cuda"
-        native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        amp = "bfloat16" if native else "off"
-    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
 
 
 def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:

@@ -15,14 +15,14 @@ def outline_polygons(mask: np.ndarray, tolerance: float = 0.4, agreement: float 
     `agreement` (very small or ragged parts). `tolerance` is how far, in pixels, a dropped vertex may be away.
     """
     polygons = []
-    for loop in _loops(mask):
+    for loop in border_loops(mask):
         x, y = loop[:, 0], loop[:, 1]
         if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() < 0:
             return None  # a loop that runs the other way round bounds a hole
         middles = (
             loop + np.roll(loop, -1, axis=0)
         ) / 2  # of the pixel edges: straight along diagonals, unlike the corners
-        corners = _simplify(middles, tolerance)
+        corners = simplify(middles, tolerance)
         if len(corners) < 3:
             return None
         polygons.append([float(value) for value in corners.reshape(-1)])
@@ -38,7 +38,7 @@ def rasterise(polygons: list[list[float]], height: int, width: int) -> np.ndarra
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))).astype(bool)
 
 
-def _loops(mask: np.ndarray) -> list[np.ndarray]:
+def border_loops(mask: np.ndarray) -> list[np.ndarray]:
     """Closed outlines [n, 2] (x, y) of `mask` along pixel edges, the inside on the right hand (y points down)."""
     padded = np.pad(mask, 1).astype(np.int8)
     step_down, step_right = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]
@@ -75,7 +75,7 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
     return loops
 
 
-def _simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
+def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     """Douglas-Peucker on a closed line [n, 2]: no dropped point is further than `tolerance` from the result."""
     line = points[:, 0] + 1j * points[:, 1]
     closed = np.append(line, line[0])

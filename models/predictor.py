@@ -1,0 +1,172 @@
+"""A detector as a component: pictures in any form in, results with class names out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .build import DETECTORS, build_detector
+from .checkpoint import load_detector, load_weights
+from .devices import choose_amp_dtype, choose_device
+from .errors import DataError, UsageError
+from .inference import predict
+from .norms import fold_batch_norms
+from .results import Result
+from .sources import batches, is_endless, is_one_picture, pictures
+from .tta import Views, check_detector
+
+ASSETS = Path(__file__).parent / "assets"
+TINY_WEIGHTS = ASSETS / "tiny.safetensors"
+"""A small SCNet trained on the generated data set by `python -m models.train --preset tiny`; docs/predictor.md."""
+SAMPLE_PICTURE = ASSETS / "sample.png"
+
+PUBLISHED_RESIZE = (800, 1333)
+"""(short, long) side that the published COCO detectors see."""
+
+
+class Predictor:
+    """Finds objects in pictures.
+
+        predictor = Predictor("runs/mine/weights.safetensors")
+        result = predictor("street.jpg")
+        for result in predictor.stream("clip.mp4"): ...
+
+    Args:
+        detector: a weights file of ours, which says everything else; an architecture ("scnet", with ResNet-50 and 80
+            classes), or a detector from `build_detector` or `load_detector`. Default: the packaged tiny detector of
+            shapes, which is there to try things out.
+        weights: for an architecture or a detector: its weights, a file of ours or of another project.
+        device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1".
+        half: compute the network in 16 bits: bfloat16 where the hardware has it, else float16 on a GPU; on a CPU
+            without it everything stays in float32, since it would only be slower. `dtype` says what was chosen.
+        resize: the largest size within (short, long) pixels, or None for pictures as they are. "trained": as a weights
+            file says; (800, 1333) where there is none.
+        tta: `models.Views()` or others: test-time augmentation, for HTC and SCNet; it sets the sizes.
+        batch_size: pictures that go through the network together, at most; those of one size that follow another do.
+        score_threshold: objects below are left out of the results.
+        class_names, category_ids: by label; default: the weights file's.
+
+    Raises:
+        DataError, UsageError, MachineError: weights, names or a device that cannot be used.
+    """
+
+    def __init__(
+        self,
+        detector: str | os.PathLike | torch.nn.Module | None = None,
+        weights: str | os.PathLike | None = None,
+        device: str = "auto",
+        half: bool = False,
+        *,
+        resize: tuple[int, int] | Literal["trained"] | None = "trained",
+        tta: Views | None = None,
+        batch_size: int = 4,
+        score_threshold: float = 0.0,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"Predictor: batch_size must be at least 1, got {batch_size}")
+        if not 0 <= score_threshold <= 1:
+            raise ValueError(f"Predictor: score_threshold must be between 0 and 1, got {score_threshold}")
+        module, facts = _load(detector, weights)
+        if tta is not None:
+            check_detector(module)
+        self.device = choose_device(device)
+        self.detector = fold_batch_norms(module).to(self.device)  # a copy: the one given stays as it is
+        self.dtype = _half_dtype(self.device) if half else torch.float32
+        self.resize, self.tta = resize, tta
+        if resize == "trained":
+            self.resize = None if tta is not None else facts.get("extra", {}).get("resize", PUBLISHED_RESIZE)
+        self.batch_size, self.score_threshold = batch_size, score_threshold
+        self.class_names, self.category_ids = _classes(module.config.num_classes, facts, class_names, category_ids)
+
+    def __call__(self, source) -> Result | list[Result] | Iterator[Result]:
+        """Finds objects in `source`, which is anything that `models.sources.pictures` takes.
+
+        Returns:
+            One `Result` for one picture; a list for a folder, a pattern or a list; `stream(source)` for a video, a
+            generator or another iterable, which may be longer than memory.
+
+        Raises:
+            DataError: an image that cannot be read. TypeError, ValueError: pixels that are not uint8 RGB.
+        """
+        if is_endless(source):
+            return self.stream(source)
+        results = list(self.stream(source))
+        return results[0] if is_one_picture(source) else results
+
+    def stream(self, source, on_error: Callable[[DataError], None] | None = None) -> Iterator[Result]:
+        """The results of `source` one after the other, in its order; at most `batch_size` + 1 pictures are held.
+
+        Args:
+            source: as for a call. Pictures are read only as results are asked for.
+            on_error: told of an image file that cannot be read, which is then left out; None: the error is raised.
+        """
+        for batch in batches(pictures(source, on_error), self.batch_size):
+            results = self._detect([picture.pixels for picture in batch])
+            for picture, result in zip(batch, results, strict=True):
+                result = dataclasses.replace(
+                    result,
+                    class_names=self.class_names,
+                    category_ids=self.category_ids,
+                    source=picture.source,
+                    image=picture.pixels,
+                )
+                yield result[result.scores >= self.score_threshold] if self.score_threshold > 0 else result
+
+    def _detect(self, images: list) -> list[Result]:
+        """One batch of uint8 [H, W, 3] through the network."""
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
+            return predict(self.detector, images, self.resize, self.tta)
+
+
+def _load(detector, weights) -> tuple[torch.nn.Module, dict]:
+    """The detector, and what its weights file says about it, {} if there is none of ours."""
+    if detector is None and weights is None:
+        detector = TINY_WEIGHTS
+    if isinstance(detector, torch.nn.Module):
+        if weights is not None:
+            load_weights(detector, weights)
+        return detector, {}
+    if detector is None or (weights is None and detector not in DETECTORS):
+        return load_detector(detector or weights)
+    if weights is None:
+        raise UsageError(
+            "an architecture alone has random weights",
+            where=f"Predictor({detector!r})",
+            fix=f'Predictor("{detector}", "WEIGHTS"), or Predictor("OURS.safetensors") alone',
+        )
+    if str(weights).endswith(".safetensors"):
+        module, facts = load_detector(weights)
+        if facts["arch"] != detector:
+            raise UsageError(
+                "the weights are of another architecture",
+                where=weights,
+                why=f"asked for {detector}, its header says {facts['arch']}",
+                fix=f"Predictor({str(weights)!r})",
+            )
+        return module, facts
+    module = build_detector(str(detector))
+    load_weights(module, weights)
+    return module, {}
+
+
+def _half_dtype(device: torch.device) -> torch.dtype:
+    on_gpu = torch.float16 if device.type == "cuda" else torch.float32
+    return choose_amp_dtype("auto", device) or on_gpu
+
+
+def _classes(number: int, facts: dict, names, ids) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    """(class names, category ids) by label: those that were asked for, else the weights file's, else None."""
+    names, ids = names or facts.get("class_names"), ids or facts.get("category_ids")
+    for what, values in (("class_names", names), ("category_ids", ids)):
+        if values is not None and len(values) != number:
+            raise UsageError(
+                f"{what} must have an entry for each class", why=f"the detector has {number}, got {len(values)}"
+            )
+    return names and tuple(names), ids and tuple(ids)
