@@ -241,6 +241,7 @@ if __name__ == "__main__":
             *(f"cascadeops.models.{name}" for name in find_packages("models")),
         ],
         package_dir={"cascadeops.models": "models"},
+        package_data={"cascadeops.models": ["assets/*"]},  # the tiny detector and its picture
         ext_modules=[CPU, CUDA],
         cmdclass={"build_ext": BuildKernels},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -21,8 +21,11 @@ _HOME = {
     "load_weights": ".checkpoint",
     "save_weights": ".checkpoint",
     "predict": ".inference",
+    "PRESETS": ".recipes",
     "Predictor": ".predictor",
     "Result": ".results",
+    "TrainConfig": ".recipes",
+    "train": ".training",
     "Views": ".tta",
 }
 __all__ = sorted([*_HOME, *BACKBONES])

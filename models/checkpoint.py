@@ -120,12 +120,15 @@ def save_weights(
     class_names: list[str],
     category_ids: list[int],
     extra: dict | None = None,
+    half: bool = False,
 ) -> None:
     """Writes the detector, its configuration and its classes to one safetensors file, atomically.
 
     Args:
         class_names, category_ids: by label; the ids are the data set's own, used in result files.
         extra: anything that JSON holds, kept under "extra": metrics, recipe, resize limits.
+        half: store the weights of layers in float16, for half the size; norms and biases keep their type. Loading gives
+            float32 again.
     """
     from safetensors.torch import save_file
 
@@ -138,8 +141,18 @@ def save_weights(
         "extra": json.dumps(extra or {}),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in detector.state_dict().items()}
+    if half:
+        state = {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata)
+
+
+def class_table(path: str | os.PathLike) -> tuple[list[str], list[int]] | None:
+    """(class names, category ids) by label of a weights file of ours; None for another project's."""
+    metadata = read_contents(path).metadata or {}
+    if metadata.get("format") != FORMAT:
+        return None
+    return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
 
 
 def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:

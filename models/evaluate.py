@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -130,7 +129,7 @@ def evaluate_detector(
             progress.advance(len(results), speed=f"{_images_per_second(times):.1f} images/s")
     if results_folder is not None:
         write_results(results_folder, entries)
-    truth = ground_truth(dataset)
+    truth = dataset.ground_truth()
     with_masks = "segm" in entries and has_masks(truth)
     return Metrics(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
@@ -156,19 +155,18 @@ def save_comparison(
     tta: Views | None = None,
 ) -> np.ndarray:
     """Writes a picture of the detections in the first `count` images beside their ground truth; uint8 RGB [H, W, 3]."""
-    from .images import read_image
     from .inference import predict
     from .visualise import comparison_grid, overlay, save_picture
 
-    truth = ground_truth(dataset)
+    truth = dataset.ground_truth()
     annotations: dict[int, list[Mapping]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:
         if not annotation.get("iscrowd"):
             annotations[annotation["image_id"]].append(annotation)
     label_of = {int(key): label for label, key in enumerate(dataset.category_ids)}
     rows = []
-    for record in truth["images"][:count]:
-        image = read_image(dataset.image_folder / record["file_name"])
+    for index, record in enumerate(truth["images"][:count]):
+        image = dataset.image(index)
         objects = annotations[record["id"]]
         left = overlay(
             image,
@@ -185,12 +183,6 @@ def save_comparison(
     picture = comparison_grid(rows)
     save_picture(path, picture)
     return picture
-
-
-def ground_truth(dataset: CocoDataset) -> dict:
-    """The annotation file of a data set, as it is."""
-    with open(dataset.annotation_file, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def main(options: Evaluate) -> None:

@@ -97,7 +97,7 @@ def files_of(path: Path) -> list[Path]:
                 why=f"its {sum(1 for _ in path.iterdir())} entries end in none of {', '.join(SUFFIXES)}",
             )
         return found
-    if path.exists():
+    if path.exists() or (is_video(path) and not glob.has_magic(str(path))):
         return [path]
     if glob.has_magic(str(path)):
         matching = sorted(Path(name) for name in glob.glob(str(path), recursive=True))

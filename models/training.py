@@ -15,8 +15,10 @@ from torch import Tensor
 import cascadeops
 
 from .build import build_from_config
-from .checkpoint import load_backbone, load_weights, save_weights
-from .data import Augmentation, CocoDataset, default_dataset, training_loader
+from .checkpoint import class_table, load_backbone, load_weights, save_weights
+from .classes import check_same_classes
+from .data import Augmentation, CocoDataset, PythonDataset, default_dataset, training_loader
+from .data.python import PythonData
 from .devices import choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
 from .evaluate import evaluate_detector, save_comparison
@@ -25,18 +27,25 @@ from .progress import MetricsLog, Progress
 from .recipes import TrainConfig
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, train_set: PythonData | None = None, val_set: PythonData | None = None) -> None:
     """Trains a detector as `config` says and writes weights, metrics and pictures to `config.output`.
+
+    Args:
+        train_set, val_set: data sets written in Python (models/data/python.py says what they have to give), instead of
+            the folder `config.data`. Their classes must be the same.
 
     Raises:
         DataError: the data, the weights or the checkpoint cannot be used. UsageError: the folder holds another run.
     """
     device = choose_device(config.device)
-    root = config.data or default_dataset()
-    semantic = config.semantic if hasattr(config.detector, "semantic") else "no"
-    train_set = CocoDataset(root, "train", semantic=semantic, training=True)
-    val_set = CocoDataset(root, "val", semantic="no")
-    check_same_classes(train_set, val_set)
+    train_set, val_set = open_data(config, train_set, val_set)
+    check_same_classes(
+        "the training and the validation annotations have different classes",
+        ("training", train_set.class_names, train_set.category_ids),
+        ("validation", val_set.class_names, val_set.category_ids),
+        where=train_set.root,
+        fix="give both the same categories",
+    )
     config = fit_to_data(config, train_set)
     output = make_folder(config.output)
     checkpoint = start_or_resume(config, output)
@@ -44,6 +53,7 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     detector = build_from_config(config.arch, config.detector).to(device).train()
     if config.weights:
+        check_weights_classes(config.weights, train_set)
         load_weights(detector, config.weights)
     if config.backbone_weights:
         load_backbone(detector.backbone, config.backbone_weights)
@@ -132,16 +142,30 @@ def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
     return dataclasses.replace(config, detector=detector)
 
 
-def check_same_classes(train_set: CocoDataset, val_set: CocoDataset) -> None:
-    theirs = dict(zip(val_set.category_ids, val_set.class_names, strict=True))
-    ours = dict(zip(train_set.category_ids, train_set.class_names, strict=True))
-    if ours != theirs:
-        differing = sorted(ours.items() ^ theirs.items())
-        raise DataError(
-            "the training and the validation annotations have different classes",
-            where=train_set.root,
-            why="only in one of the two: " + ", ".join(f"{id}={name}" for id, name in differing),
-            fix="give both annotation files the same categories",
+def open_data(config: TrainConfig, train_set: PythonData | None, val_set: PythonData | None):
+    """(training, validation) data: what was given, or the folder that the configuration names."""
+    if (train_set is None) != (val_set is None):
+        raise UsageError("train_set and val_set go together", where="models.train", fix="give both, or neither")
+    if train_set is not None:
+        if config.data is not None:
+            raise UsageError("there are two kinds of data", where=f"data={config.data} and train_set", fix="give one")
+        return PythonDataset(train_set, "train_set", training=True), PythonDataset(val_set, "val_set")
+    root = config.data or default_dataset()
+    semantic = config.semantic if hasattr(config.detector, "semantic") else "no"
+    train_set = CocoDataset(root, "train", semantic=semantic, training=True)
+    return train_set, CocoDataset(root, "val", semantic="no")
+
+
+def check_weights_classes(path: Path, dataset) -> None:
+    """Fine-tuning keeps the heads, so the classes of a weights file that names its own must be those of the data."""
+    classes = class_table(path)
+    if classes is not None:
+        check_same_classes(
+            "the weights know other classes than the data",
+            ("weights", *classes),
+            ("data", dataset.class_names, dataset.category_ids),
+            where=f"{path} and {dataset.annotation_file}",
+            fix="to start from the backbone alone, which knows no classes: --backbone-weights instead of --weights",
         )
 
 

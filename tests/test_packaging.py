@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,7 @@ def test_wheel_serves_every_python_and_brings_no_top_level_models(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"cascadeops"}
     assert {"cascadeops/_C.abi3.so", "cascadeops/models/train.py", "cascadeops/models/data/__init__.py"} <= set(names)
+    assert {"cascadeops/models/assets/tiny.safetensors", "cascadeops/models/assets/sample.png"} <= set(names)
 
 
 def test_wheel_runs_from_its_own_folder(installed):
@@ -207,6 +209,18 @@ def test_console_command_helps_without_torch(installed, without_torch, program):
     result = command(installed, program, "--help", before=without_torch)
     assert result.returncode == 0, result.stderr
     assert f"cascadeops {program} " in result.stdout  # the examples can be copied
+
+
+def test_predict_without_arguments_gives_a_picture_within_15_seconds_and_without_a_network(installed, tmp_path):
+    """Processor time: other programs on the machine must not decide. Sockets are blocked."""
+    (tmp_path / "sitecustomize.py").write_text("import socket\nsocket.socket = None\nprint('no sockets')\n")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = command(installed, "predict", "--output", str(tmp_path / "found"), before=str(tmp_path))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 0, result.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    assert "no sockets" in result.stdout and f"picture: {tmp_path}/found/sample_detections.jpg" in result.stdout
+    assert (tmp_path / "found/sample_detections.jpg").stat().st_size > 10_000
 
 
 def test_console_command_names_a_missing_package(installed, tmp_path):

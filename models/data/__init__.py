@@ -11,6 +11,7 @@ _HOME = {
     "BatchLoader": "loader",
     "CocoDataset": "coco",
     "PackedMasks": "batch",
+    "PythonDataset": "python",
     "SceneSettings": "scene",
     "ShapesSettings": "shapes",
     "default_dataset": "shapes",

@@ -1,5 +1,6 @@
 """A data set in COCO's folder layout: annotations/, a folder of images for each split, stuffthingmaps/ when present."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -156,6 +157,10 @@ class CocoDataset:
         """Mask uint8 [H, W] of object `which` of image `index`."""
         height, width = self.annotations.sizes[self._kept[index]].tolist()
         return self.annotations.segmentations.decode(self._object_rows(index).start + which, height, width)
+
+    def ground_truth(self) -> dict:
+        """The content of the annotation file, as it is."""
+        return json.loads(self.annotation_file.read_text(encoding="utf-8"))
 
     def sample(
         self,
