@@ -23,7 +23,7 @@ def predict(
 
     Args:
         detector: on any device; it is used in eval mode.
-        image: uint8 RGB [H, W, 3] (numpy or tensor; a tensor may be [3, H, W]), or a list of such: ONE batch.
+        image: uint8 RGB [H, W, 3] (numpy or tensor), or a list of such: a list is ONE batch.
         resize: None: as it is; (short, long): the largest size within these limits in pixels, aspect ratio kept.
         tta: `models.Views()` or others: test-time augmentation, for HTC and SCNet; image by image.
 

@@ -71,7 +71,8 @@ def pictures(source, on_error: Callable[[DataError], None] | None = None) -> Ite
     elif isinstance(source, Image.Image):
         yield Picture(pillow_pixels(source), getattr(source, "filename", None) or None)
     elif isinstance(source, np.ndarray | Tensor):
-        yield Picture(checked_pixels(source), None)
+        channels_first = isinstance(source, Tensor) and source.ndim == 3 and source.shape[0] == 3 != source.shape[2]
+        yield Picture(checked_pixels(source.permute(1, 2, 0) if channels_first else source), None)
     elif isinstance(source, Iterable):
         for item in source:
             yield from pictures(item, on_error)
@@ -155,10 +156,8 @@ def video_frames(path: Path) -> Iterator[Picture]:
 
 
 def checked_pixels(image, name: str = "image") -> np.ndarray:
-    """An array or tensor as uint8 RGB [H, W, 3]; a tensor may be [3, H, W]. Raises TypeError or ValueError."""
+    """An array or tensor that is uint8 RGB [H, W, 3], as an array; else TypeError or ValueError."""
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if isinstance(image, Tensor) and array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(f"predict: {name} must have shape [H, W, 3], got {list(array.shape)}")
     if array.dtype != np.uint8:

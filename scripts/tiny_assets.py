@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-SEED = 20261
+SEED = 20267
 """Of sample.png; data sets are drawn from [seed, split, index]."""
 LARGEST = 4_000_000
 """Bytes that the weights file may have."""
@@ -30,7 +30,7 @@ def main(weights: Path) -> None:
     detector, facts = models.load_detector(weights)
     path = folder / "tiny.safetensors"
     models.save_weights(path, detector, facts["class_names"], facts["category_ids"], facts["extra"], half=True)
-    scene = draw_scene(np.random.default_rng(SEED), 240, 288, SceneSettings())
+    scene = draw_scene(np.random.default_rng(SEED), 160, 192, SceneSettings())
     Image.fromarray(scene.image).save(folder / "sample.png", optimize=True)
     for file in (path, folder / "sample.png"):
         print(f"{file}: {file.stat().st_size:,} bytes")
