@@ -21,10 +21,10 @@ _HOME = {
     "load_weights": ".checkpoint",
     "save_weights": ".checkpoint",
     "predict": ".inference",
-    "PRESETS": ".recipes",
     "Predictor": ".predictor",
     "Result": ".results",
     "TrainConfig": ".recipes",
+    "presets": ".recipes",
     "train": ".training",
     "Views": ".tta",
 }

@@ -78,9 +78,13 @@ def main(options: Predict) -> None:
 
     # imported here, so that --help and a mistyped option answer at once
     from .images import image_files
+    from .sources import is_video
 
     if options.images:
         paths = list(image_files(options.images))
+        if clips := [path for path in paths if is_video(path)]:
+            fix = f'in Python: for result in models.Predictor("{options.weights}").stream("{clips[0]}"): ...'
+            raise UsageError("this program takes pictures, and no videos", where=clips[0], fix=fix)
     else:
         from .predictor import SAMPLE_PICTURE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import DataError, MachineError
-from .images import SUFFIXES, image_size, pillow_pixels, read_image
+from .images import SUFFIXES, image_files, image_size, pillow_pixels, read_image
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
@@ -90,14 +90,7 @@ def files_of(path: Path) -> list[Path]:
         DataError: there is nothing of this name, or a folder without images.
     """
     if path.is_dir():
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DataError(
-                "no image in this folder",
-                where=path,
-                why=f"its {sum(1 for _ in path.iterdir())} entries end in none of {', '.join(SUFFIXES)}",
-            )
-        return found
+        return list(image_files([path]))
     if path.exists() or (is_video(path) and not glob.has_magic(str(path))):
         return [path]
     if glob.has_magic(str(path)):
@@ -114,15 +107,6 @@ def files_of(path: Path) -> list[Path]:
         raise DataError("nothing is fetched from the network", where=path, fix="fetch it first, and name the file")
     image_size(path)  # raises the error that names what is there
     return [path]
-
-
-def image_files(arguments: Sequence[Path]) -> Iterator[Path]:
-    """`files_of` each argument, each file once. Raises DataError before the first is read."""
-    seen = set()
-    for path in (path for argument in arguments for path in files_of(argument)):
-        if path.resolve() not in seen:
-            seen.add(path.resolve())
-            yield path
 
 
 def video_frames(path: Path) -> Iterator[Picture]:

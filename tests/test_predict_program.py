@@ -154,6 +154,11 @@ def test_a_missing_image_is_told_before_anything_is_loaded(images):
     )
 
 
+def test_a_video_is_for_the_predictor(weights, tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    says(run_program("predict", tmp_path / "clip.mp4", "--weights", weights), 2, "no videos", "Predictor(")
+
+
 def test_a_folder_without_images(tmp_path, weights):
     (tmp_path / "notes.txt").touch()
     process = run_program("predict", tmp_path, "--weights", weights)

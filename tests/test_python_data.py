@@ -125,7 +125,7 @@ def test_a_data_set_without_class_names_is_refused():
 
 
 def config(output, **fields) -> models.TrainConfig:
-    small = models.PRESETS["small"]
+    small = models.presets("scnet")["small"]
     detector = dataclasses.replace(
         small.detector,
         channels=16,

@@ -11,6 +11,7 @@ from PIL import Image
 from program_cases import CLASS_NAMES, write_weights
 
 import models
+from models import recipes
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 MODELS, CUSTOM_DATA, OPERATORS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -36,8 +37,8 @@ def test_the_models_example(tmp_path, monkeypatch, capsys):
 def test_the_custom_data_example(tmp_path, monkeypatch):
     """As it is printed, but for a smaller detector and one step."""
     monkeypatch.chdir(tmp_path)
-    short = dataclasses.replace(models.PRESETS["tiny"], max_iterations=1)
-    monkeypatch.setitem(models.PRESETS, "small", short)
+    short = dataclasses.replace(recipes.tiny(), max_iterations=1)
+    monkeypatch.setattr(recipes, "presets", lambda arch: {"small": short})
     exec(CUSTOM_DATA.replace("from cascadeops import models", "import models"), {})
     assert models.Predictor("runs/blocks/weights.safetensors", device="cpu").class_names == ("block",)
 
