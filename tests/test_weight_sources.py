@@ -285,6 +285,12 @@ def test_two_names_of_one_tensor_are_refused():
     refused(tiny(), state, "two tensors of this file have one meaning", "rpn.conv.weight")
 
 
+def test_a_name_with_and_without_a_prefix_is_refused():
+    state = to_mmdetection(tiny().state_dict())
+    state |= {"module.rpn_head.rpn_cls.bias": state["rpn_head.rpn_cls.bias"] + 1}
+    refused(tiny(), state, "two tensors of this file have one name")
+
+
 def test_a_classifier_is_no_detector():
     detector = tiny()
     state = {key[9:]: value for key, value in detector.state_dict().items() if key.startswith("backbone.")}

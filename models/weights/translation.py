@@ -55,6 +55,8 @@ def translate(state: Mapping[str, Tensor], where: str) -> Translation:
     plain = {key.removeprefix("module."): key for key in state}  # DistributedDataParallel's prefix
     if all(name.startswith(("backbone.", "fc.")) for name in plain):
         plain = {name.removeprefix("backbone."): key for name, key in plain.items()}  # our classifiers, saved backbones
+    if len(plain) < len(state):
+        raise DataError("two tensors of this file have one name", where=where, why="but for `module.` or `backbone.`")
     names = plain.keys()
     fields: dict[str, object] = {}
     differences: tuple[str, ...] = ()
