@@ -87,7 +87,6 @@ def test_every_backbone_has_its_classifier(name):
     with torch.device("meta"):
         classifier = getattr(models, name)(num_classes=7)
     assert classifier.fc.weight.shape[0] == 7
-    assert classifier(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 7)
     trains = [parameter.requires_grad for parameter in classifier.parameters()]
     assert all(trains)
 
