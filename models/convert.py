@@ -47,11 +47,9 @@ def main(options: Convert) -> None:
     # imported here, so that --help and a mistyped option answer at once
     from rich.console import Console
 
-    from .build import backbone_config, build_from_config, known
-    from .checkpoint import load_translation, save_weights
-    from .config import DETECTOR_CONFIGS
-    from .weights.architecture import find_architecture, find_backbone, find_config, unknown_architecture
+    from .checkpoint import save_weights
     from .weights.contents import read_contents
+    from .weights.recognise import recognise_detector
     from .weights.translation import translate
 
     console = Console(highlight=False)
@@ -63,22 +61,14 @@ def main(options: Convert) -> None:
         _save_backbone(options.output, translation)
         _report(console, contents, translation, [("written", f"{options.output}, a backbone's weights")])
         return
-    arch = options.arch or find_architecture(translation.state)
-    if arch is None:
-        raise unknown_architecture(contents.where, "--arch")
-    known("architecture", arch, DETECTOR_CONFIGS)
-    found = (options.backbone, None) if options.backbone else find_backbone(translation.state)
-    if found is None:
-        raise unknown_architecture(contents.where, "--backbone")
-    deformable = any(key.endswith(".offset.weight") for key in translation.state)
-    config = find_config(arch, backbone_config(found[0], deformable), translation.state, translation.fields)
-    detector = build_from_config(arch, config)
-    loaded = load_translation(detector, translation, contents.where, options.accept_differences)
-    names, ids = _classes(options, contents.class_names, config.num_classes)
+    detector, loaded, backbone, deformable = recognise_detector(
+        contents, translation, options.arch, options.backbone, options.accept_differences
+    )
+    names, ids = _classes(options, contents.class_names, detector.config.num_classes)
     extra = {"source": translation.source, "file": options.file.name, "differences": list(translation.differences)}
     save_weights(options.output, detector, names, ids, extra)
     facts = [
-        ("detector", f"{arch}, {found[0]}{' with deformable layers' if deformable else ''}"),
+        ("detector", f"{detector.arch}, {backbone}{' with deformable layers' if deformable else ''}"),
         ("classes", f"{len(names)}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"),
         *(
             ("config." + name, f"{value!r}, as {translation.source} has it")
@@ -113,7 +103,7 @@ def _report(console, contents, translation, facts: list[tuple[str, str]]) -> Non
 
 def _classes(options: Convert, in_file: list[str] | None, number: int) -> tuple[list[str], list[int]]:
     """(names, ids of the data set) by label."""
-    from .coco_classes import COCO_CLASSES
+    from .weights.recognise import classes_of
 
     names = in_file
     if options.class_names is not None:
@@ -128,13 +118,7 @@ def _classes(options: Convert, in_file: list[str] | None, number: int) -> tuple[
                 where=options.class_names,
                 why=f"{len(names)} names, {number} classes in {options.file}",
             )
-    if number == len(COCO_CLASSES) and names in (None, list(COCO_CLASSES.values())):
-        return list(COCO_CLASSES.values()), list(COCO_CLASSES)
-    if names is None and number == max(COCO_CLASSES):  # torchvision keeps the ids that have no class
-        return [COCO_CLASSES.get(i, f"no class {i}") for i in range(1, number + 1)], list(range(1, number + 1))
-    if names is None or len(names) != number:
-        names = [f"class {i}" for i in range(1, number + 1)]
-    return names, list(range(1, number + 1))
+    return classes_of(names, number)
 
 
 def _save_backbone(path: Path, translation) -> None:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
-from .build import DETECTORS, build_detector
-from .checkpoint import load_detector, load_weights
+from .build import DETECTORS
+from .checkpoint import class_table, load_detector, load_weights
 from .devices import choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
 from .inference import predict
@@ -19,6 +19,9 @@ from .norms import fold_batch_norms
 from .results import Result
 from .sources import batches, is_endless, is_one_picture, pictures
 from .tta import Views, check_detector
+from .weights.contents import read_contents
+from .weights.recognise import classes_of, recognise_detector
+from .weights.translation import translate
 
 ASSETS = Path(__file__).parent / "assets"
 TINY_WEIGHTS = ASSETS / "tiny.safetensors"
@@ -37,10 +40,10 @@ class Predictor:
         for result in predictor.stream("clip.mp4"): ...
 
     Args:
-        detector: a weights file of ours, which says everything else; an architecture ("scnet", with ResNet-50 and 80
-            classes), or a detector from `build_detector` or `load_detector`. Default: the packaged tiny detector of
-            shapes, which is there to try things out.
-        weights: for an architecture or a detector: its weights, a file of ours or of another project.
+        detector: a weights file, of ours or of another project (whose detector, backbone and classes are seen from its
+            tensors); an architecture, "scnet"; or a detector from `build_detector` or `load_detector`. Default: the
+            packaged tiny detector of shapes, which is there to try things out.
+        weights: for an architecture or a detector: its weights file. The architecture must be the file's.
         device: "auto" takes a GPU where there is one; "cpu", "cuda", "cuda:1".
         half: compute the network in 16 bits: bfloat16 where the hardware has it, else float16 on a GPU; on a CPU
             without it everything stays in float32, since it would only be slower. `dtype` says what was chosen.
@@ -126,34 +129,35 @@ class Predictor:
 
 
 def _load(detector, weights) -> tuple[torch.nn.Module, dict]:
-    """The detector, and what its weights file says about it, {} if there is none of ours."""
+    """The detector, and what is known of its weights: class names, category ids, size; {} for a detector as it is."""
     if detector is None and weights is None:
         detector = TINY_WEIGHTS
     if isinstance(detector, torch.nn.Module):
         if weights is not None:
             load_weights(detector, weights)
         return detector, {}
-    if detector is None or (weights is None and detector not in DETECTORS):
-        return load_detector(detector or weights)
-    if weights is None:
+    if detector in DETECTORS and weights is None:
         raise UsageError(
             "an architecture alone has random weights",
             where=f"Predictor({detector!r})",
-            fix=f'Predictor("{detector}", "WEIGHTS"), or Predictor("OURS.safetensors") alone',
+            fix=f'Predictor("{detector}", "WEIGHTS"), or Predictor("WEIGHTS") alone',
         )
-    if str(weights).endswith(".safetensors"):
-        module, facts = load_detector(weights)
-        if facts["arch"] != detector:
+    path = weights or detector
+    arch = detector if weights is not None else None
+    if class_table(path) is not None:
+        module, facts = load_detector(path)
+        if arch not in (None, facts["arch"]):
             raise UsageError(
                 "the weights are of another architecture",
-                where=weights,
-                why=f"asked for {detector}, its header says {facts['arch']}",
-                fix=f"Predictor({str(weights)!r})",
+                where=path,
+                why=f"asked for {arch}, its header says {facts['arch']}",
+                fix=f"Predictor({str(path)!r})",
             )
         return module, facts
-    module = build_detector(str(detector))
-    load_weights(module, weights)
-    return module, {}
+    contents = read_contents(path)
+    module = recognise_detector(contents, translate(contents.state, contents.where), arch).detector
+    names, ids = classes_of(contents.class_names, module.config.num_classes)
+    return module, {"class_names": names, "category_ids": ids}
 
 
 def _half_dtype(device: torch.device) -> torch.dtype:

@@ -232,6 +232,20 @@ def test_weights_and_detectors_that_do_not_go_together(weights):
     assert models.Predictor("scnet", weights, device="cpu").class_names == tuple(CLASS_NAMES)
 
 
+def test_a_file_of_another_project_is_recognised_with_its_classes(tmp_path):
+    """A state dict with class names in "meta", as mmdetection 3.x writes them; the names of the tensors are ours."""
+    torch.manual_seed(0)
+    detector = models.build_detector("mask_rcnn", backbone="resnet18", num_classes=2, channels=32, box_channels=32)
+    meta = {"dataset_meta": {"classes": ("cat", "dog")}}
+    torch.save({"meta": meta, "state_dict": detector.state_dict()}, tmp_path / "other.pth")
+    for predictor in (
+        models.Predictor(tmp_path / "other.pth", device="cpu", resize=None),
+        models.Predictor("mask_rcnn", tmp_path / "other.pth", device="cpu", resize=None),
+    ):
+        same(predictor(noise(0)), models.predict(detector, noise(0)))
+        assert (predictor.class_names, predictor.category_ids) == (("cat", "dog"), (1, 2))
+
+
 def test_half_computes_in_16_bits_where_that_is_asked(weights, monkeypatch):
     monkeypatch.setattr(predictor_module, "choose_amp_dtype", lambda amp, device: torch.bfloat16)
     half, full = (models.Predictor(weights, device="cpu", half=half) for half in (True, False))
