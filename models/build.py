@@ -13,6 +13,7 @@ from .errors import UsageError
 from .faster_rcnn import FasterRCNN
 from .htc import HTC
 from .mask_rcnn import MaskRCNN
+from .published_rows import PUBLISHED_ROWS
 from .scnet import SCNet
 
 DETECTORS = {detector.arch: detector for detector in (FasterRCNN, MaskRCNN, CascadeMaskRCNN, HTC, SCNet)}
@@ -20,7 +21,7 @@ DETECTORS = {detector.arch: detector for detector in (FasterRCNN, MaskRCNN, Casc
 
 def build_detector(
     arch: str,
-    backbone: str = "resnet50",
+    backbone: str | None = None,
     num_classes: int = 80,
     semantic: bool | None = None,
     dcn: bool = False,
@@ -29,8 +30,9 @@ def build_detector(
     """Builds a detector with random weights, in eval mode, channels-last.
 
     Args:
-        arch: "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc" or "scnet", the sample-consistency detector.
-        backbone: a key of `models.config.BACKBONES`, "resnet50".
+        arch: "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc" or "scnet", the sample-consistency detector; or a
+            published row (`models.published_rows`), such as "scnet_r50_fpn_20e_coco".
+        backbone: a key of `models.config.BACKBONES`; default: "resnet50", or that of the published row.
         num_classes: foreground classes.
         semantic: HTC and SCNet: with the semantic branch (the default), or without, for data without semantic maps.
         dcn: deformable convolutions in layer2..layer4 of the backbone ("dconv c3-c5").
@@ -40,14 +42,19 @@ def build_detector(
         UsageError: an unknown architecture, backbone or field; names the nearest ones. `dcn` for a backbone that has
             no bottleneck blocks.
     """
-    config_class = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)]
+    if arch in PUBLISHED_ROWS:
+        recipe = PUBLISHED_ROWS[arch].recipe
+        arch, config = recipe.arch, recipe.detector
+        if backbone is not None or dcn:
+            config = dataclasses.replace(config, backbone=backbone_config(backbone or "resnet50", dcn))
+    else:
+        config = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)](backbone_config(backbone or "resnet50", dcn))
     if semantic is not None:
         fields["semantic"] = semantic
-    names = [field.name for field in dataclasses.fields(config_class)]
+    names = [field.name for field in dataclasses.fields(config)]
     for name in fields:
-        known(f"field of {config_class.__name__}", name, names)
-    config = config_class(backbone=backbone_config(backbone, dcn), num_classes=num_classes, **fields)
-    return build_from_config(arch, config)
+        known(f"field of {type(config).__name__}", name, names)
+    return build_from_config(arch, dataclasses.replace(config, num_classes=num_classes, **fields))
 
 
 def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:

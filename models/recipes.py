@@ -43,14 +43,23 @@ class TrainConfig:
     learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    bias_learning_rate: float = 1.0
+    """Biases learn at this multiple of the rate (maskrcnn-benchmark: 2)."""
+    bias_weight_decay: float | None = None
+    """Weight decay of biases (maskrcnn-benchmark: 0); None: as all parameters'."""
     warmup_iterations: int = 500
-    """Steps over which the learning rate rises linearly, from a thousandth."""
+    """Steps over which the learning rate rises linearly."""
+    warmup_start: float = 0.001
+    """Share of the learning rate that the rise begins with (maskrcnn-benchmark: a third)."""
     decay_epochs: tuple[float, ...] = (8, 11)
     """The learning rate is multiplied by 0.1 after each of these epochs."""
     clip_gradient_norm: float = 0.0
     """Largest norm of the gradient; 0: not clipped (the norm is reported all the same)."""
     resize: tuple[int, int] | None = (800, 1333)
     """Largest (short, long) side in pixels; None: images as they are."""
+    short_sides: tuple[int, int] | None = None
+    """Multi-scale training: for each image the limit of the short side is drawn from these two and all whole numbers
+    between, instead of --resize's (with --resize 1400 1600, the published "400~1400" is 400 1400)."""
     flip: float = 0.5
     """Probability that a training image is mirrored."""
     scale_jitter: tuple[float, float] = (1.0, 1.0)
@@ -85,6 +94,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.short_sides is not None and not 0 < self.short_sides[0] <= self.short_sides[1]:
+            raise ValueError(f"short_sides must be (least, most) pixels above 0, got {self.short_sides}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if type(self.detector) is not DETECTOR_CONFIGS[self.arch]:

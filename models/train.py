@@ -3,15 +3,16 @@
 import sys
 
 from .command_line import given_value, run
-from .config import DETECTOR_CONFIGS
-from .recipes import TrainConfig, presets
+from .published_rows import presets_for, print_rows
+from .recipes import TrainConfig
 
 EXAMPLES = [
     "{program} --arch scnet                                  the embedded data set (2 CPU cores: about 12 minutes)",
     "{program} --arch scnet --data my-coco --output runs/mine   train on your own folder in COCO layout",
     "{program} --arch htc --detector.no-interleaved          another detector, with an option of its own",
     "{program} --arch scnet --output runs/mine --resume      continue after an interruption",
-    "{program} --preset coco --data coco --backbone-weights resnet50.pth   the published ResNet-50 recipe",
+    "{program} --list                                        the published detectors, with their AP, memory and speed",
+    "{program} --preset scnet_r50_fpn_20e_coco --data coco --backbone-weights resnet50.pth   one of those, by its name",
 ]
 
 
@@ -22,5 +23,13 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    arch = given_value("arch", sys.argv[1:])
-    run(TrainConfig, main, examples=EXAMPLES, presets=presets(arch if arch in DETECTOR_CONFIGS else TrainConfig.arch))
+    given = sys.argv[1:]
+    if given == ["--list"]:
+        print_rows()
+    else:
+        run(
+            TrainConfig,
+            main,
+            examples=EXAMPLES,
+            presets=presets_for(given_value("preset", given), given_value("arch", given)),
+        )

@@ -58,9 +58,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
     if config.backbone_weights:
         load_backbone(detector.backbone, config.backbone_weights)
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-    )
+    optimizer = make_optimizer(config, detector)
     amp_dtype = choose_amp_dtype(config.amp, device)
     # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
@@ -89,7 +87,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
                 batch = batch.to(device)
                 rate = learning_rate(config, iteration, steps_per_epoch)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["multiple"]
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                     losses = detector.losses(
                         batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
@@ -169,10 +167,28 @@ def check_weights_classes(path: Path, dataset) -> None:
         )
 
 
+def make_optimizer(config: TrainConfig, detector: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD. Biases are those that are called so: the shift of a norm, too (as in maskrcnn-benchmark)."""
+    trained = [(name, parameter) for name, parameter in detector.named_parameters() if parameter.requires_grad]
+    decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
+    if (config.bias_learning_rate, decay) == (1.0, config.weight_decay):
+        groups = [{"params": [parameter for _, parameter in trained], "multiple": 1.0}]
+    else:
+        biases = {"multiple": config.bias_learning_rate, "weight_decay": decay}
+        groups = [
+            {"params": [parameter for name, parameter in trained if "bias" not in name], "multiple": 1.0},
+            {"params": [parameter for name, parameter in trained if "bias" in name], **biases},
+        ]
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+    )
+
+
 def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> float:
-    """Linear warm-up from a thousandth, then a tenth less at each decay epoch."""
+    """Linear warm-up, then a tenth less at each decay epoch."""
     decays = sum(iteration >= epoch * steps_per_epoch for epoch in config.decay_epochs)
-    warmup = min(1.0, 0.001 + 0.999 * iteration / max(config.warmup_iterations, 1))
+    start = config.warmup_start
+    warmup = min(1.0, start + (1 - start) * iteration / max(config.warmup_iterations, 1))
     return config.learning_rate * warmup * 0.1**decays
 
 
@@ -183,7 +199,12 @@ def make_loader(config: TrainConfig, dataset: CocoDataset):
         seed=config.seed,
         workers=config.workers,
         resize=config.resize,
-        augmentation=Augmentation(flip=config.flip, scale=config.scale_jitter, colour=config.colour_jitter),
+        augmentation=Augmentation(
+            flip=config.flip,
+            short_sides=range(config.short_sides[0], config.short_sides[1] + 1) if config.short_sides else (),
+            scale=config.scale_jitter,
+            colour=config.colour_jitter,
+        ),
     )
 
 
