@@ -285,7 +285,8 @@ def test_console_command_gives_operators_when_they_are_asked_for(installed):
 def test_every_imported_package_is_a_declared_dependency():
     declared = {re.match(r"[\w.-]+", line)[0].lower() for line in importlib.metadata.requires("cascadeops") or []}
     declared |= {"PIL" if name == "pillow" else name for name in declared}
-    optional = {"faster_coco_eval", "triton"}  # used where installed, never needed; torch's CUDA builds bring Triton
+    # Used where installed, never needed: what asks for one names the command. torch's CUDA builds bring Triton.
+    optional = {"cv2", "faster_coco_eval", "supervision", "triton"}
     imported = set()
     for path in [*ROOT.glob("cascadeops/**/*.py"), *ROOT.glob("models/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
