@@ -120,8 +120,7 @@ def test_gradients(training):
     without = {name for name, parameter in ours.items() if parameter.grad is None}
     assert without == set(map(rename, json.loads(str(golden["no_grad_names_json"]))))
     # A ReLU at zero that rounding turns over counts more in single elements, and HTC has the most of them.
-    noise = json.loads(str(golden["noise_floor_json"]))["nomkldnn_gradnorm_rel_median"]
-    rtol = max(5e-3, 60 * noise)
+    rtol = 1e-2 if training.detector.arch == "htc" else 5e-3
     for i, name in enumerate(json.loads(str(golden["grad_rep_names_json"]))):
         flat = ours[rename(name)].grad.contiguous().flatten()
         values = flat[:: max(1, flat.numel() // 64)][:64].double().numpy()
