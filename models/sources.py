@@ -35,7 +35,7 @@ def is_endless(source) -> bool:
     """Whether the source may hold more pictures than fit into memory: a video, a generator, a data loader."""
     if isinstance(source, str | os.PathLike):
         return is_video(Path(source))
-    return not isinstance(source, list | tuple | np.ndarray | Tensor | Image.Image)
+    return isinstance(source, Iterable) and not isinstance(source, list | tuple | np.ndarray | Tensor | Image.Image)
 
 
 def is_video(path: Path) -> bool:

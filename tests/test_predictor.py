@@ -203,6 +203,11 @@ def test_what_is_no_picture(predictor, source, kind, message):
         list(predictor(source))
 
 
+def test_what_is_no_picture_is_refused_by_the_call_itself(predictor):
+    with pytest.raises(TypeError, match="got int"):
+        predictor(17)
+
+
 def test_the_score_threshold_leaves_objects_out(weights, folder):
     everything = models.Predictor(weights, device="cpu")(folder / "0.png")
     threshold = everything.scores.median().item()
