@@ -11,7 +11,10 @@ from cascadeops import match_boxes
 from models.anchors import grid_anchors
 from models.boxes import box_iou, boxes_to_rois, clip_boxes, decode_boxes, decode_class_boxes, encode_boxes
 from models.config import MaskRCNNConfig
+from models.data.batch import collate
+from models.data.transforms import transform
 from models.detections import best_detections
+from models.heads import FeatureRelay, SemanticHead
 from models.losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
 from models.matching import IGNORED, NEGATIVE, sample_matches
 from models.padding import rows_below, used_capacity
@@ -110,6 +113,35 @@ def test_deformable_convolution_and_its_gradients_equal_mmdetection(golden, stri
     grads = torch.autograd.grad(out.square().sum(), inputs)
     for grad, key in zip(grads, ("gx", "goff", "gw"), strict=True):
         torch.testing.assert_close(grad, golden[f"dcn_{key}_s{stride}"], rtol=1e-4, atol=1e-4)
+
+
+# ---- the semantic branch and the feature relay
+
+
+def test_levels_are_resized_as_mmdetection_does(golden):
+    """The whole semantic head, its convolutions being identities: x = relu(x) - relu(-x)."""
+    head = SemanticHead(channels=3, num_levels=2, trunk=torch.nn.Identity(), num_classes=3)
+    for conv in (*head.lateral_convs, head.embedding):
+        torch.nn.init.dirac_(conv.weight)
+    x = golden["interp_in"]
+    at_fused_level = torch.zeros_like(golden["interp_out_11x13"])
+    positive, negative = (head([sign * x, at_fused_level])[1] for sign in (1, -1))
+    torch.testing.assert_close(positive - negative, golden["interp_out_11x13"], rtol=1e-6, atol=1e-6)
+
+
+def test_the_relay_keeps_the_corners():
+    relay = FeatureRelay(hidden=4, channels=1, roi_size=2)
+    torch.nn.init.eye_(relay.fc.weight)
+    (relayed,) = relay(torch.tensor([[0.0, 3, 6, 9]]))[0]
+    torch.testing.assert_close(relayed, torch.tensor([[0.0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8, 9]]))
+
+
+def test_semantic_labels_are_sampled_as_mmdetection_does(golden):
+    """From the map of a data set to the target of a batch."""
+    image, no_boxes = np.zeros((64, 96, 3), np.uint8), np.zeros((0, 4), np.float32)
+    labels = golden["seg_in"][0, 0].numpy()
+    sample = transform(image, no_boxes, np.zeros(0, np.int64), None, labels, image_id=0, resize=None)
+    assert torch.equal(collate([sample]).semantic.float(), golden["seg_out"][0])
 
 
 # ---- matching

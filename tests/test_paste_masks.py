@@ -75,9 +75,10 @@ def test_reference_is_grid_sample():
     torch.testing.assert_close(paste_probs(probs, boxes, IMAGE), expected, rtol=0, atol=1e-12)
 
 
-def test_equals_mmdetection(device):
-    probs, boxes = (torch.from_numpy(GOLDENS[key]) for key in ("paste_prob_in", "paste_boxes"))
-    expected = torch.from_numpy(GOLDENS["paste_prob_full"])
+@pytest.mark.parametrize("key", ["paste_prob", "paste_prob_full"])
+def test_equals_mmdetection(device, key):
+    """Which pastes within the boxes, and over the whole image."""
+    probs, boxes, expected = (torch.from_numpy(GOLDENS[name]) for name in ("paste_prob_in", "paste_boxes", key))
     torch.testing.assert_close(paste_probs(probs[:, 0], boxes, (75, 90)), expected, rtol=0, atol=1e-6)
     result = paste_masks(probs[:, 0].to(device), boxes.to(device), (75, 90))
     assert torch.equal(result.cpu(), expected >= 0.5)
