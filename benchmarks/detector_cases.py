@@ -1,0 +1,65 @@
+"""What whole detectors are measured on: published rows with random weights, and images of 800 x 1333 with objects."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.build import build_from_config
+from models.data.batch import Batch, PackedMasks
+from models.data.transforms import padded_size
+from models.published_rows import PUBLISHED_ROWS
+
+IMAGE_SIZE = (800, 1333)
+NUM_OBJECTS = 8
+"""Of an image; val2017 has 7.3 on average. Only bitmaps grow with them, one byte a pixel."""
+
+
+def row_detector(row: str) -> nn.Module:
+    """The detector of a published row, in eval mode. Its random weights are the same in every process."""
+    recipe = PUBLISHED_ROWS[row].recipe
+    torch.manual_seed(0)
+    return build_from_config(recipe.arch, recipe.detector)
+
+
+def training_batch(batch_size: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Batch:
+    """Noise with square objects that are spread over the image."""
+    height, width = padded_size(*image_size)
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randn(batch_size, 3, height, width, generator=generator)
+    side = min(image_size) // 4
+    place = torch.rand(batch_size, NUM_OBJECTS, 2, generator=generator)
+    corner = (place * (torch.tensor(image_size[::-1]) - side)).floor()
+    windows = torch.cat([corner, torch.full_like(corner, side)], dim=-1).int()
+    count = batch_size * NUM_OBJECTS
+    return Batch(
+        images=images.contiguous(memory_format=torch.channels_last),
+        image_sizes=torch.tensor([image_size] * batch_size),
+        gt_boxes=torch.cat([corner, corner + side], dim=-1),
+        gt_labels=torch.randint(0, 5, (batch_size, NUM_OBJECTS), generator=generator),
+        gt_masks=PackedMasks(
+            torch.ones(count * side * side, dtype=torch.uint8),
+            torch.arange(0, count * side * side, side * side).view(batch_size, NUM_OBJECTS),
+            windows,
+        ),
+        semantic=torch.randint(0, 5, (batch_size, height // 8, width // 8), dtype=torch.uint8, generator=generator),
+        image_ids=list(range(batch_size)),
+    )
+
+
+def training_step(detector: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """One step as `models.train` takes it: losses, backward, SGD. Returns the loss.
+
+    Args:
+        dtype: float32, or the dtype of automatic mixed precision.
+    """
+    device = batch.images.device.type
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32):
+        losses = detector.losses(
+            batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
+        )
+        loss = sum(losses.values())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
