@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.detector_cases import IMAGE_SIZE, row_detector, training_batch, training_step
 from models.published_rows import PUBLISHED_ROWS
