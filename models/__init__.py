@@ -10,7 +10,9 @@
 Names are resolved on first use (PEP 562), so that `python -m models.train --help` answers without importing torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 from .config import BACKBONES
 
@@ -29,6 +31,18 @@ _HOME = {
     "Views": ".tta",
 }
 __all__ = sorted([*_HOME, *BACKBONES])
+
+
+class _Package(ModuleType):
+    """`models.train` and `models.predict` stay the functions when the programs of these names are imported, which
+    Python would put in their place; `from models.train import main` is the way to those."""
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):

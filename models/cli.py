@@ -49,10 +49,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run_as_main(name: str, argv: list[str]) -> None:
-    """What `python -m name` does, except that sys.argv[0] stays the command that a person typed.
-
-    The module is not imported under its own name: `models.predict` is a function, which a submodule would shadow.
-    """
+    """What `python -m name` does, except that sys.argv[0] stays the command that a person typed."""
     spec = importlib.util.find_spec(name)
     if spec.submodule_search_locations is not None:
         spec = importlib.util.find_spec(f"{name}.__main__")

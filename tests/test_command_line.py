@@ -1,5 +1,6 @@
 """The command line: spellings of an option, what a mistake is answered with, exit codes, help without torch."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Literal
 import pytest
 import tyro
 
+import models
 from models.command_line import given_value, parse, run
 from models.errors import DataError, MachineError, UsageError
 
@@ -268,6 +270,14 @@ def test_a_mistyped_option_ends_with_code_2_and_no_traceback(program):
         + f"\n  fix:   python -m {program} --help   lists all of them\n"
     )
     assert "--weights" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "home"), [("train", "models.training"), ("predict", "models.inference")])
+def test_an_imported_program_leaves_the_function_of_its_name(name, home):
+    program = importlib.import_module(f"models.{name}")
+    function = getattr(models, name)
+    assert function is getattr(importlib.import_module(home), name)
+    assert program.main.__module__ == f"models.{name}" and program.main is not function
 
 
 def test_a_reader_that_goes_away_is_no_error():
