@@ -178,7 +178,7 @@ def merged_proposals(groups: list[SameSizeViews], config) -> tuple[Tensor, Tenso
     """The best proposals of all views, in pixels of the image.
 
     The NMS is a plain one, which levels of the pyramid share. One view alone has nothing to merge, and keeps its
-    proposals as they are (so mmdetection, which then leaves this path altogether).
+    proposals as they are (as in mmdetection 2.x: of one view, `BaseDetector.forward_test` calls `simple_test`).
 
     Returns:
         boxes [1, P, 4], best first; count [1].

@@ -12,6 +12,7 @@ from program_cases import CATEGORY_IDS, CLASS_NAMES, write_weights
 
 import models
 from models import predictor as predictor_module
+from models.boxes import box_iou
 from models.errors import DataError, MachineError, UsageError
 from models.images import read_image
 
@@ -216,6 +217,26 @@ def test_the_score_threshold_leaves_objects_out(weights, folder):
     torch.testing.assert_close(some.scores, everything.scores[everything.scores >= threshold])
 
 
+VIEWS = models.Views(scales=((64, 96), (96, 160)))
+
+
+def test_with_augmentation_each_picture_gets_the_mean_of_its_views(weights, folder):
+    predictor = models.Predictor(weights, device="cpu", batch_size=2, tta=VIEWS)
+    for index, result in enumerate(predictor(folder)):
+        pixels = noise(index, *result.image_size)
+        same(result, models.predict(predictor.detector, pixels, tta=VIEWS))
+        plain = models.predict(predictor.detector, pixels)
+        assert len(plain) != len(result) or (plain.scores - result.scores).abs().max() > 1e-3
+        assert result.class_names == tuple(CLASS_NAMES) and result.source == str(folder / f"{index}.png")
+
+
+def test_augmentation_is_refused_where_it_cannot_be(weights):
+    with pytest.raises(UsageError, match="not made for mask_rcnn"):
+        models.Predictor(models.build_detector("mask_rcnn", "resnet18_narrow", 3, channels=16), tta=VIEWS)
+    with pytest.raises(UsageError, match="resize and tta both set the size"):
+        models.Predictor(weights, device="cpu", tta=VIEWS, resize=(64, 96))(noise(0))
+
+
 def test_the_detector_given_is_left_as_it_is(weights):
     detector, facts = models.load_detector(weights)
     before = {key: value.clone() for key, value in detector.train().state_dict().items()}
@@ -273,6 +294,18 @@ def test_the_packaged_detector_finds_the_shapes_of_the_sample_picture():
     assert 4 <= len(found) <= 20 and len(set(found.names)) >= 3
     assert all(mask.sum() > 0 for mask in found.bitmaps())
     assert result.to_coco(1)[0]["category_id"] == result.labels[0].item() + 1
+
+
+def test_with_augmentation_it_finds_the_same_shapes():
+    picture = predictor_module.SAMPLE_PICTURE
+    height, width = read_image(picture).shape[:2]
+    short, long = sorted((height, width))
+    views = models.Views(scales=((short, long), (short * 5 // 4, long * 5 // 4)))
+    plain, mean = (models.Predictor(device="cpu", tta=tta)(picture) for tta in (None, views))
+    sure, found = plain[plain.scores >= 0.9], mean[mean.scores >= 0.5]
+    assert len(sure) >= 4 and found.image_size == (height, width)
+    for box, label in zip(sure.boxes, sure.labels, strict=True):
+        assert (box_iou(box[None, None], found.boxes[None, found.labels == label]) > 0.8).any()
 
 
 def test_half_stored_weights_are_loaded_as_float32(weights, tmp_path):
