@@ -22,6 +22,12 @@ class FPN(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         maps = [conv(x) for conv, x in zip(self.lateral_convs, features, strict=True)]
         for i in range(len(maps) - 1, 0, -1):
-            maps[i - 1] = maps[i - 1] + F.interpolate(maps[i], size=maps[i - 1].shape[2:], mode="nearest")
+            add_upsampled(maps[i - 1], maps[i])
         pyramid = [conv(x) for conv, x in zip(self.output_convs, maps, strict=True)]
         return [*pyramid, F.max_pool2d(pyramid[-1], kernel_size=1, stride=2)]
+
+
+def add_upsampled(fine: Tensor, coarse: Tensor) -> None:
+    """Adds coarse [N, C, H, W], each pixel of it four times, to fine [N, C, 2 H, 2 W], in place."""
+    height, width = coarse.shape[2:]
+    fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])

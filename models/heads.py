@@ -28,7 +28,7 @@ class BoxHead(nn.Module):
 
     def shared_features(self, roi_features: Tensor) -> Tensor:
         """[R, C, roi_size, roi_size] -> [R, hidden]"""
-        return F.relu(self.fc2(F.relu(self.fc1(roi_features.flatten(1)))))
+        return F.relu_(self.fc2(F.relu_(self.fc1(roi_features.flatten(1)))))
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits [R, num_classes + 1] (background last), deltas [R, 4] or [R, num_classes * 4], and the shared
@@ -45,7 +45,7 @@ class ConvReLU(nn.Conv2d):
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x))
+        return F.relu_(super().forward(x))
 
 
 class ResidualBlock(nn.Module):
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)
 
 
 def conv_stack(channels: int, num_convs: int) -> nn.Sequential:
@@ -91,12 +91,12 @@ class MaskHead(nn.Module):
     def features(self, roi_features: Tensor, previous: Tensor | None = None) -> Tensor:
         """RoI features, and `previous` features of the stage before, [R, C, 14, 14] -> [R, C, 14, 14]"""
         if previous is not None:
-            roi_features = roi_features + F.relu(self.previous(previous))
+            roi_features = roi_features + F.relu_(self.previous(previous))
         return self.convs(roi_features)
 
     def mask_logits(self, features: Tensor) -> Tensor:
         """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
-        return self.logits(F.relu(self.upsample(features))).float()
+        return self.logits(F.relu_(self.upsample(features))).float()
 
     def forward(self, roi_features: Tensor, previous: Tensor | None = None) -> Tensor:
         return self.mask_logits(self.features(roi_features, previous))
@@ -114,7 +114,7 @@ class ResidualMaskHead(nn.Module):
 
     def forward(self, roi_features: Tensor) -> Tensor:
         """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
-        return self.logits(F.relu(self.upsample(self.blocks(roi_features)))).float()
+        return self.logits(F.relu_(self.upsample(self.blocks(roi_features)))).float()
 
 
 class SemanticHead(nn.Module):
@@ -136,13 +136,22 @@ class SemanticHead(nn.Module):
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """P2..P6 -> logits [N, num_classes, H/8, W/8] and embedding [N, C, H/8, W/8]"""
         size = features[self.fused_level].shape[2:]
-        fused = F.relu(self.lateral_convs[self.fused_level](features[self.fused_level]))
+        fused = F.relu_(self.lateral_convs[self.fused_level](features[self.fused_level]))
         for level, (conv, x) in enumerate(zip(self.lateral_convs, features, strict=True)):
-            if level != self.fused_level:
-                resized = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-                fused = fused + F.relu(conv(resized))
+            # Resizing and a 1x1 convolution may change places: each is done at the smaller size.
+            if level < self.fused_level:
+                x = conv(resize(x, size))
+            elif level > self.fused_level:
+                x = resize(conv(x), size)
+            else:
+                continue
+            fused = fused + F.relu_(x)
         hidden = self.blocks(fused)
-        return self.logits(hidden), F.relu(self.embedding(hidden))
+        return self.logits(hidden), F.relu_(self.embedding(hidden))
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 class GlobalContextHead(nn.Module):

@@ -53,4 +53,4 @@ class Res2NetBottleneck(nn.Module):
                 split = split + results[-1]
             results.append(self.relu(norm(conv(split))))
         x = torch.cat([*results, self.pool(last)], dim=1)
-        return self.relu(self.bn3(self.conv3(x)) + residual)
+        return self.relu(self.bn3(self.conv3(x)).add_(residual))

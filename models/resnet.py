@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
         residual = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
-        return self.relu(self.bn3(self.conv3(x)) + residual)
+        return self.relu(self.bn3(self.conv3(x)).add_(residual))
 
 
 class BasicBlock(nn.Module):
@@ -60,7 +60,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(x)) + residual)
+        return self.relu(self.bn2(self.conv2(x)).add_(residual))
 
 
 def make_downsample(in_channels: int, out_channels: int, stride: int, config: BackboneConfig) -> nn.Module | None:

@@ -34,7 +34,7 @@ class RPN(nn.Module):
         """Per level: logits [N, A_l], deltas [N, A_l, 4] and anchors [A_l, 4], A_l = H_l * W_l * ratios."""
         logits, deltas = [], []
         for x in features:
-            hidden = F.relu(self.conv(x))
+            hidden = F.relu_(self.conv(x))
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         sizes = [tuple(x.shape[2:]) for x in features]

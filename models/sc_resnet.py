@@ -48,4 +48,4 @@ class SelfCalibratedBottleneck(nn.Module):
         a = self.relu(self.k1(self.relu(self.bn1_a(self.conv1_a(x)))))
         b = self.relu(self.scconv(self.relu(self.bn1_b(self.conv1_b(x)))))
         x = self.pool(torch.cat([a, b], dim=1))
-        return self.relu(self.bn3(self.conv3(x)) + residual)
+        return self.relu(self.bn3(self.conv3(x)).add_(residual))
