@@ -34,6 +34,10 @@ class DeviceStamp:
         return earlier.event.elapsed_time(self.event) / 1e3
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-rows", action="store_true", help="time every published detector on the CPU, too")
+
+
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
@@ -50,7 +54,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def measure(benchmark, device):
-    """measure(group, implementation, function, check, bytes_moved): times a function whose result is right.
+    """measure(group, implementation, function, check, bytes_moved, least_rounds): times a function, if its result is
+    right.
 
     Args:
         group: "operator, workload"; the implementations of one group are compared with each other.
@@ -58,10 +63,16 @@ def measure(benchmark, device):
         function: takes nothing; what is timed.
         check: is given the result, and raises if it is wrong; then no time is kept.
         bytes_moved: what the operator must read and write at least, once each; 0 where that says nothing.
+        least_rounds: of a function that takes longer than `SECONDS`.
     """
 
     def run(
-        group: str, implementation: str, function: Callable, check: Callable | None = None, bytes_moved: int = 0
+        group: str,
+        implementation: str,
+        function: Callable,
+        check: Callable | None = None,
+        bytes_moved: int = 0,
+        least_rounds: int = 1,
     ) -> None:
         operator, _, workload = group.partition(", ")
         benchmark.group = f"{device.type}: {group}"
@@ -77,7 +88,7 @@ def measure(benchmark, device):
             benchmark.pedantic(lambda: None)  # or pytest-benchmark warns of an unused fixture
             return
         once = _seconds(function, device)
-        rounds = min(max(int(SECONDS / once), 3), MOST_ROUNDS) if once < SECONDS else 1
+        rounds = min(max(int(SECONDS / once), 3), MOST_ROUNDS) if once < SECONDS else least_rounds
         benchmark.pedantic(
             function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=rounds // 10
         )

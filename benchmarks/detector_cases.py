@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models.build import build_from_config
 from models.data.batch import Batch, PackedMasks
 from models.data.transforms import padded_size
+from models.heads import BoxHead
 from models.published_rows import PUBLISHED_ROWS
 
 IMAGE_SIZE = (800, 1333)
@@ -15,26 +16,41 @@ NUM_OBJECTS = 8
 """Of an image; val2017 has 7.3 on average. Only bitmaps grow with them, one byte a pixel."""
 
 
+CONFIDENCE = 20.0
+"""Factor of the class logits' random weights, without which every class would have a probability of 1/81, and the
+post-processing nothing to do or everything."""
+
+
 def row_detector(row: str) -> nn.Module:
     """The detector of a published row, in eval mode. Its random weights are the same in every process."""
     recipe = PUBLISHED_ROWS[row].recipe
     torch.manual_seed(0)
-    return build_from_config(recipe.arch, recipe.detector)
+    detector = build_from_config(recipe.arch, recipe.detector)
+    for module in detector.modules():
+        if isinstance(module, BoxHead):
+            module.class_logits.weight.data.mul_(CONFIDENCE)
+    return detector
+
+
+def random_images(batch_size: int, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Noise, normalised and padded: channels-last [N, 3, H, W], and [N, 2] (height, width) before padding."""
+    height, width = padded_size(*image_size)
+    images = torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(4))
+    return images.contiguous(memory_format=torch.channels_last), torch.tensor([image_size] * batch_size)
 
 
 def training_batch(batch_size: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Batch:
     """Noise with square objects that are spread over the image."""
-    height, width = padded_size(*image_size)
-    generator = torch.Generator().manual_seed(4)
-    images = torch.randn(batch_size, 3, height, width, generator=generator)
+    images, image_sizes = random_images(batch_size, image_size)
+    generator = torch.Generator().manual_seed(5)
     side = min(image_size) // 4
     place = torch.rand(batch_size, NUM_OBJECTS, 2, generator=generator)
     corner = (place * (torch.tensor(image_size[::-1]) - side)).floor()
     windows = torch.cat([corner, torch.full_like(corner, side)], dim=-1).int()
     count = batch_size * NUM_OBJECTS
     return Batch(
-        images=images.contiguous(memory_format=torch.channels_last),
-        image_sizes=torch.tensor([image_size] * batch_size),
+        images=images,
+        image_sizes=image_sizes,
         gt_boxes=torch.cat([corner, corner + side], dim=-1),
         gt_labels=torch.randint(0, 5, (batch_size, NUM_OBJECTS), generator=generator),
         gt_masks=PackedMasks(
@@ -42,7 +58,9 @@ def training_batch(batch_size: int, image_size: tuple[int, int] = IMAGE_SIZE) ->
             torch.arange(0, count * side * side, side * side).view(batch_size, NUM_OBJECTS),
             windows,
         ),
-        semantic=torch.randint(0, 5, (batch_size, height // 8, width // 8), dtype=torch.uint8, generator=generator),
+        semantic=torch.randint(
+            0, 5, (batch_size, *(side // 8 for side in images.shape[2:])), dtype=torch.uint8, generator=generator
+        ),
         image_ids=list(range(batch_size)),
     )
 
