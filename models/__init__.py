@@ -3,7 +3,7 @@
     detector = models.build_detector("scnet", backbone="resnet50", num_classes=80, semantic=True)
     models.load_weights(detector, path_or_state_dict)
     result = models.predict(detector, image)
-    classifier = models.scnet50(weights=path)     # so for every name in models.config.BACKBONES
+    classifier = models.scnet50(weights=path)     # so for every name in models.config_backbones.BACKBONES
 
     predictor = models.Predictor("weights.safetensors")   # the same with names, from files, folders and videos
 
@@ -14,7 +14,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from .config import BACKBONES
+from .config_backbones import BACKBONES
 
 _HOME = {
     "build_classifier": ".classifiers",

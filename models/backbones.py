@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .config import BackboneConfig
+from .config_backbones import BackboneConfig
 from .res2net import Res2NetBottleneck
 from .resnet import BasicBlock, Bottleneck, ResNet
 from .sc_resnet import SelfCalibratedBottleneck

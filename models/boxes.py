@@ -7,8 +7,18 @@ import math
 import torch
 from torch import Tensor
 
+from .arithmetic import MMDETECTION, Arithmetic
+
 MAX_LOG_SCALE = abs(math.log(16 / 1000))
 """A box grows or shrinks by at most 1000 / 16 in one regression (Fast R-CNN's code; kept by all its successors)."""
+LAST_PIXEL = (0.0, 0.0, 1.0, 1.0)
+"""How much further than the last pixel's coordinates an inclusive box ends."""
+
+
+def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A tensor [len(values)] of the other's dtype, filled where it is: a copy from the host would wait for the GPU, and
+    cannot be captured in a graph."""
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def encode_boxes(boxes: Tensor, gt_boxes: Tensor, stds: tuple[float, ...]) -> Tensor:
@@ -18,35 +28,63 @@ def encode_boxes(boxes: Tensor, gt_boxes: Tensor, stds: tuple[float, ...]) -> Te
     centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5
     gt_centre = (gt_boxes[..., :2] + gt_boxes[..., 2:]) * 0.5
     deltas = torch.cat([(gt_centre - centre) / size, torch.log(gt_size / size)], dim=-1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / constant(stds, deltas)
 
 
-def decode_boxes(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], image_sizes: Tensor) -> Tensor:
+def decode_boxes(
+    boxes: Tensor,
+    deltas: Tensor,
+    stds: tuple[float, ...],
+    image_sizes: Tensor,
+    arithmetic: Arithmetic = MMDETECTION,
+) -> Tensor:
     """Inverse of `encode_boxes`, clipped to the image.
 
     Args:
         boxes: [N, P, 4]; deltas: [N, P, 4], normalised by `stds`; image_sizes: [N, 2] (height, width) in pixels.
     """
-    deltas = deltas.float() * boxes.new_tensor(stds)
+    deltas = deltas.float() * constant(stds, boxes)
     size = boxes[..., 2:] - boxes[..., :2]
     centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5 + size * deltas[..., :2]
-    half = size * torch.exp(deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)) * 0.5
-    return clip_boxes(torch.cat([centre - half, centre + half], dim=-1), image_sizes)
+    least = -MAX_LOG_SCALE if arithmetic.limits_shrinking else None
+    half = size * torch.exp(deltas[..., 2:].clamp(least, MAX_LOG_SCALE)) * 0.5
+    return clip_boxes(torch.cat([centre - half, centre + half], dim=-1), image_sizes, arithmetic)
 
 
-def decode_class_boxes(boxes: Tensor, deltas: Tensor, stds: tuple[float, ...], image_sizes: Tensor) -> Tensor:
+def decode_class_boxes(
+    boxes: Tensor,
+    deltas: Tensor,
+    stds: tuple[float, ...],
+    image_sizes: Tensor,
+    arithmetic: Arithmetic = MMDETECTION,
+) -> Tensor:
     """`decode_boxes` of a head with one box a class: boxes [N, P, 4], deltas [N * P, K * 4] -> [N, P, K * 4]."""
     num_images, num_boxes, _ = boxes.shape
     starts = boxes.repeat_interleave(deltas.shape[1] // 4, dim=1)
-    return decode_boxes(starts, deltas.view(starts.shape), stds, image_sizes).view(
-        num_images, num_boxes, deltas.shape[1]
-    )
+    decoded = decode_boxes(starts, deltas.view(starts.shape), stds, image_sizes, arithmetic)
+    return decoded.view(num_images, num_boxes, deltas.shape[1])
 
 
-def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+def clip_boxes(boxes: Tensor, image_sizes: Tensor, arithmetic: Arithmetic = MMDETECTION) -> Tensor:
     """Clips boxes [N, P, 4] to [0, width] x [0, height] of image_sizes [N, 2] (height, width)."""
     limit = image_sizes.flip(-1).repeat(1, 2)[:, None].to(boxes.dtype)
+    if arithmetic.inclusive:  # the first and the last pixel of a box are clipped to those of the image
+        last_pixel = constant(LAST_PIXEL, boxes)
+        return torch.minimum(torch.maximum(boxes, last_pixel), limit - last_pixel.flip(-1))
     return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def smaller_than(boxes: Tensor, least: float) -> Tensor:
+    """Which boxes [..., 4] are narrower or lower than so many pixels: [...]"""
+    return (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1) < least
+
+
+def resize_boxes(boxes: Tensor, factors: Tensor, arithmetic: Arithmetic = MMDETECTION) -> Tensor:
+    """Boxes [..., 4] in an image that is resized by factors [..., 4] (x, y, x, y)."""
+    if arithmetic.inclusive:
+        last_pixel = constant(LAST_PIXEL, boxes)
+        return (boxes - last_pixel) * factors + last_pixel
+    return boxes * factors
 
 
 def box_iou(boxes: Tensor, others: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import difflib
 import torch
 
 from .cascade_mask_rcnn import CascadeMaskRCNN
-from .config import BACKBONES, DETECTOR_CONFIGS, BackboneConfig, RPNConfig, with_deformable
+from .config import DETECTOR_CONFIGS, RPNConfig
+from .config_backbones import BACKBONES, BackboneConfig, with_deformable
 from .errors import UsageError
 from .faster_rcnn import FasterRCNN
 from .htc import HTC
@@ -32,7 +33,7 @@ def build_detector(
     Args:
         arch: "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc" or "scnet", the sample-consistency detector; or a
             published row (`models.published_rows`), such as "scnet_r50_fpn_20e_coco".
-        backbone: a key of `models.config.BACKBONES`; default: "resnet50", or that of the published row.
+        backbone: a key of `models.config_backbones.BACKBONES`; default: "resnet50", or that of the published row.
         num_classes: foreground classes.
         semantic: HTC and SCNet: with the semantic branch (the default), or without, for data without semantic maps.
         dcn: deformable convolutions in layer2..layer4 of the backbone ("dconv c3-c5").
@@ -58,7 +59,7 @@ def build_detector(
 
 
 def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
-    """The backbone of a name in `models.config.BACKBONES`; UsageError names the nearest ones."""
+    """The backbone of a name in `models.config_backbones.BACKBONES`; UsageError names the nearest ones."""
     config = BACKBONES[known("backbone", name, BACKBONES)]
     if dcn and config.block == "basic":
         raise UsageError(

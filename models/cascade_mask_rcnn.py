@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-import cascadeops
-
+from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import CascadeMaskRCNNConfig
@@ -23,6 +22,7 @@ from .detections import Detections, best_detections, own_class_masks
 from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead
 from .padding import rows_below, used_capacity
+from .pooling import pool_rois
 from .roi_training import box_head_losses, mask_head_loss, positives_in_front, refine, sample_rois
 from .rpn import RPN
 
@@ -36,7 +36,7 @@ class CascadeMaskRCNN(nn.Module):
         channels, num_classes, num_stages = config.channels, config.num_classes, len(config.stage_iou)
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, channels)
-        self.rpn = RPN(channels, FPN.strides, config.rpn)
+        self.rpn = RPN(channels, FPN.strides, config.rpn, ARITHMETICS[config.arithmetic])
         self.box_heads = nn.ModuleList(
             BoxHead(channels, BOX_SIZE, config.box_channels, num_classes) for _ in range(num_stages)
         )
@@ -58,20 +58,18 @@ class CascadeMaskRCNN(nn.Module):
         capacity = used_capacity(count, boxes.shape[1])
         boxes, valid = boxes[:, :capacity], rows_below(count, capacity)
 
-        class_logits = 0.0
+        class_logits, arithmetic = 0.0, ARITHMETICS[self.config.arithmetic]
         for head, stds in zip(self.box_heads, self.config.stage_stds, strict=True):
             logits, deltas, _ = head(self.roi_features(features, boxes_to_rois(boxes, valid), BOX_SIZE))
             class_logits = class_logits + logits
-            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes)
+            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes, arithmetic)
         class_logits = class_logits / len(self.box_heads)
         boxes, scores, labels, count = best_detections(boxes, class_logits, valid, self.config)
         return Detections(boxes, scores, labels, self.detection_masks(features, boxes, labels, count), count)
 
     def roi_features(self, features: list[Tensor], rois: Tensor, size: int) -> Tensor:
         """P2..P6 at rois [R, 5]: [R, C, size, size]"""
-        return cascadeops.multiscale_roi_align(
-            features[:-1], rois, size, FPN.strides[:-1], finest_size=self.config.finest_size
-        )
+        return pool_rois(features[:-1], rois, size, self.config)
 
     def detection_masks(self, features: list[Tensor], boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor | None:
         """Own-class mask probabilities of the final boxes, the mean of all stages: [N, D, 28, 28]"""
@@ -118,5 +116,5 @@ class CascadeMaskRCNN(nn.Module):
                 positives = positives_in_front(samples, config)
                 mask_logits = self.mask_heads[stage](self.roi_features(features, positives.rois, MASK_SIZE))
                 losses[f"stage{stage}.loss_mask"] = weight * mask_head_loss(mask_logits, positives, gt_masks)
-            boxes, valid = refine(samples, deltas, stds, image_sizes)
+            boxes, valid = refine(samples, deltas, stds, image_sizes, config)
         return losses

@@ -23,9 +23,7 @@ from .weights.translation import Translation, as_classifier, backbone_of, leave_
 FORMAT = "cascadeops-weights-1"
 
 
-def load_weights(
-    detector: nn.Module, source: str | os.PathLike | dict[str, Tensor], accept_differences: bool = False
-) -> None:
+def load_weights(detector: nn.Module, source: str | os.PathLike | dict[str, Tensor]) -> None:
     """Copies weights of any known project into a detector, a backbone or a classifier: all of them, or none.
 
     The project is recognised by the names of its tensors: mmdetection 1.x to 3.x, torchvision, maskrcnn-benchmark, the
@@ -34,8 +32,6 @@ def load_weights(
     Args:
         detector: what `build_detector` returned. A backbone alone takes the backbone of a detector's file, too.
         source: a file (.safetensors, .pth, .pdparams) or a state dict.
-        accept_differences: load also where the project computes something in a way that no detector here does; the
-            results then differ a little from the project's own. docs/weights.md lists what differs.
 
     Raises:
         DataError: no such file, a damaged file, weights of another architecture, which names every tensor that has no
@@ -45,12 +41,10 @@ def load_weights(
     translation = translate(contents.state, contents.where)
     if contents.metadata and contents.metadata.get("format") == FORMAT:
         translation = translation._replace(fields=arithmetic_of(json.loads(contents.metadata["config"])))
-    load_translation(detector, translation, contents.where, accept_differences)
+    load_translation(detector, translation, contents.where)
 
 
-def load_translation(
-    detector: nn.Module, translation: Translation, where: str, accept_differences: bool = False
-) -> Translation:
+def load_translation(detector: nn.Module, translation: Translation, where: str) -> Translation:
     """`load_weights` of what is translated already; returns what was loaded and what was left out for this detector."""
     expected = detector.state_dict()
     parts = {key.split(".")[0] for key in expected}
@@ -76,7 +70,7 @@ def load_translation(
             fix="build the detector that they belong to: architecture, backbone, number of classes, semantic branch",
         )
     if "rpn" in parts:
-        _check_arithmetic(detector.config, translation, where, accept_differences)
+        _check_arithmetic(detector.config, translation, where)
     # num_batches_tracked is absent in files of frozen norms; it only matters to a momentum that nobody uses.
     zeros = {
         key: value.new_zeros(value.shape) for key, value in expected.items() if key.endswith("num_batches_tracked")
@@ -85,7 +79,7 @@ def load_translation(
     return translation
 
 
-def _check_arithmetic(config, translation: Translation, where: str, accept_differences: bool) -> None:
+def _check_arithmetic(config, translation: Translation, where: str) -> None:
     wrong = unmet(config, translation.fields)
     if wrong:
         raise DataError(
@@ -93,14 +87,6 @@ def _check_arithmetic(config, translation: Translation, where: str, accept_diffe
             where=where,
             why="\n".join(f"config.{name} must be {value!r}" for name, value in wrong.items()),
             fix="python -m models.convert FILE --output OURS.safetensors   (load_detector(OURS) then has these fields)",
-        )
-    if translation.differences and not accept_differences:
-        raise DataError(
-            f"no detector here computes exactly as {translation.source} does; nothing was loaded",
-            where=where,
-            why="there, unlike here:\n" + "\n".join(translation.differences),
-            fix="load them all the same, for results that differ a little: load_weights(..., accept_differences=True),"
-            "\nor python -m models.convert ... --accept-differences",
         )
 
 

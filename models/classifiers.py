@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .backbones import build_backbone
 from .build import backbone_config
-from .config import BackboneConfig, as_classifier
+from .config_backbones import BackboneConfig, as_classifier
 
 
 class Classifier(nn.Module):
@@ -35,7 +35,7 @@ def build_classifier(
     """The ImageNet classifier with a backbone of this name, in eval mode, channels-last. Nothing is downloaded.
 
     Args:
-        name: a key of `models.config.BACKBONES`, "scnet50".
+        name: a key of `models.config_backbones.BACKBONES`, "scnet50".
         weights: a file or a state dict with the names of the authors, of torchvision, or ours; every tensor must have
             its place. None: random weights.
         num_classes: rows of the last layer.

@@ -14,7 +14,7 @@ from .errors import DataError, UsageError
 EXAMPLES = (
     "{program} scnet_r50_fpn_1x_coco-c3f09857.pth --output scnet_r50.safetensors",
     "{program} htc_r50_fpn_1x_coco.pdparams --output htc_r50.safetensors",
-    "{program} maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth --output mask_rcnn.safetensors --accept-differences",
+    "{program} maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth --output mask_rcnn.safetensors",
 )
 
 
@@ -36,8 +36,6 @@ class Convert:
     """Default: by the shapes. resnet50, resnext101_64x4d, res2net101_v1d_26w4s and so on."""
     class_names: Path | None = None
     """A text file with one class name a line. Default: those in the file; COCO's for 80 classes."""
-    accept_differences: bool = False
-    """Convert also where the project computes something as no detector here does; it is told what."""
 
 
 def main(options: Convert) -> None:
@@ -61,11 +59,9 @@ def main(options: Convert) -> None:
         _save_backbone(options.output, translation)
         _report(console, contents, translation, [("written", f"{options.output}, a backbone's weights")])
         return
-    detector, loaded, backbone, deformable = recognise_detector(
-        contents, translation, options.arch, options.backbone, options.accept_differences
-    )
+    detector, loaded, backbone, deformable = recognise_detector(contents, translation, options.arch, options.backbone)
     names, ids = _classes(options, contents.class_names, detector.config.num_classes)
-    extra = {"source": translation.source, "file": options.file.name, "differences": list(translation.differences)}
+    extra = {"source": translation.source, "file": options.file.name}
     save_weights(options.output, detector, names, ids, extra)
     facts = [
         ("detector", f"{detector.arch}, {backbone}{' with deformable layers' if deformable else ''}"),
@@ -74,7 +70,6 @@ def main(options: Convert) -> None:
             ("config." + name, f"{value!r}, as {translation.source} has it")
             for name, value in translation.fields.items()
         ),
-        *(("differs", text) for text in translation.differences),
         ("written", str(options.output)),
     ]
     _report(console, contents, loaded, facts)

@@ -9,6 +9,9 @@ from torch import Tensor
 
 import cascadeops
 
+from .arithmetic import ARITHMETICS
+from .boxes import smaller_than
+
 
 class Detections(NamedTuple):
     """Detections of a batch, best first; rows from count on are padding."""
@@ -34,12 +37,15 @@ def best_detections(
         boxes: [N, P, 4], or [N, P, K * 4] with one box a class.
         class_logits: [N * P, K + 1], background last.
         valid: [N, P] bool.
-        config: a detector's; `score_threshold`, `nms_iou` and `max_detections` are read.
+        config: a detector's; `score_threshold`, `nms_iou`, `max_detections` and `arithmetic` are read.
 
     Returns:
         boxes [N, D, 4], scores [N, D], labels [N, D], count [N]; padding as in `Detections`.
     """
     scores = class_logits.softmax(dim=-1)[:, :-1].unflatten(0, valid.shape) * valid[..., None]
+    least = ARITHMETICS[config.arithmetic].least_sizes[1]
+    if least > 0:
+        scores = scores.masked_fill(smaller_than(boxes.unflatten(-1, (-1, 4)), least), 0.0)
     boxes, scores, labels, _, count = cascadeops.multiclass_nms(
         boxes, scores, config.score_threshold, config.nms_iou, config.max_detections
     )

@@ -98,6 +98,7 @@ def evaluate_detector(
     """
     import torch
 
+    from .arithmetic import ARITHMETICS
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
     from .inference import unpack_detections
@@ -109,6 +110,7 @@ def evaluate_detector(
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
     detector = fold_batch_norms(detector)
+    arithmetic = ARITHMETICS[detector.config.arithmetic]
     for batch in evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images):
         start = time.perf_counter()
         with torch.inference_mode():
@@ -118,7 +120,7 @@ def evaluate_detector(
                 detections = detector(images, sizes)
             else:
                 detections = detect_in_views(detector, images, batch.image_sizes, tta)
-            results = unpack_detections(detections, batch.image_sizes, originals)
+            results = unpack_detections(detections, batch.image_sizes, originals, arithmetic)
         times.append((len(results), time.perf_counter() - start))
         for image_id, result in zip(batch.image_ids, results, strict=True):
             found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]

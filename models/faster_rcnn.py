@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-import cascadeops
-
+from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_class_boxes
 from .config import FasterRCNNConfig
@@ -21,6 +20,7 @@ from .detections import Detections, best_detections
 from .fpn import FPN
 from .heads import BOX_SIZE, BoxHead
 from .padding import rows_below, used_capacity
+from .pooling import pool_rois
 from .roi_training import box_head_losses, sample_rois
 from .rpn import RPN
 
@@ -33,7 +33,7 @@ class FasterRCNN(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, config.channels)
-        self.rpn = RPN(config.channels, FPN.strides, config.rpn)
+        self.rpn = RPN(config.channels, FPN.strides, config.rpn, ARITHMETICS[config.arithmetic])
         self.box_head = BoxHead(
             config.channels, BOX_SIZE, config.box_channels, config.num_classes, config.class_specific_boxes
         )
@@ -51,15 +51,15 @@ class FasterRCNN(nn.Module):
         boxes, valid = boxes[:, :capacity], rows_below(count, capacity)
 
         logits, deltas, _ = self.box_head(self.roi_features(features, boxes_to_rois(boxes, valid)))
-        boxes = decode_class_boxes(boxes, deltas, self.config.box_stds, image_sizes)
+        boxes = decode_class_boxes(
+            boxes, deltas, self.config.box_stds, image_sizes, ARITHMETICS[self.config.arithmetic]
+        )
         boxes, scores, labels, count = best_detections(boxes, logits, valid, self.config)
         return Detections(boxes, scores, labels, None, count)
 
     def roi_features(self, features: list[Tensor], rois: Tensor) -> Tensor:
         """P2..P6 at rois [R, 5]: [R, C, 7, 7]"""
-        return cascadeops.multiscale_roi_align(
-            features[:-1], rois, BOX_SIZE, FPN.strides[:-1], finest_size=self.config.finest_size
-        )
+        return pool_rois(features[:-1], rois, BOX_SIZE, self.config)
 
     def losses(
         self,

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-import cascadeops
-
+from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import HTCConfig
@@ -29,6 +28,7 @@ from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead, SemanticHead, conv_stack
 from .losses import semantic_loss
 from .padding import rows_below, used_capacity
+from .pooling import pool_rois
 from .roi_training import RoISamples, box_head_losses, mask_head_loss, positives_in_front, refine, sample_rois
 from .rpn import RPN
 
@@ -51,7 +51,7 @@ class HTC(nn.Module):
         channels, num_classes, num_stages = config.channels, config.num_classes, len(config.stage_iou)
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, channels)
-        self.rpn = RPN(channels, FPN.strides, config.rpn)
+        self.rpn = RPN(channels, FPN.strides, config.rpn, ARITHMETICS[config.arithmetic])
         self.box_heads = nn.ModuleList(
             BoxHead(channels, BOX_SIZE, config.box_channels, num_classes) for _ in range(num_stages)
         )
@@ -83,11 +83,11 @@ class HTC(nn.Module):
     def box_stages(self, context: Context, boxes: Tensor, valid: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, P, 4], valid [N, P], through all stages: refined boxes [N, P, 4], and the mean of the stages' class
         logits [N * P, K + 1], background last."""
-        class_logits = 0.0
+        class_logits, arithmetic = 0.0, ARITHMETICS[self.config.arithmetic]
         for head, stds in zip(self.box_heads, self.config.stage_stds, strict=True):
             logits, deltas, _ = head(self.box_features(context, boxes_to_rois(boxes, valid)))
             class_logits = class_logits + logits
-            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes)
+            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes, arithmetic)
         return boxes, class_logits / len(self.box_heads)
 
     def context(self, features: list[Tensor]) -> tuple[Tensor | None, Context]:
@@ -101,24 +101,12 @@ class HTC(nn.Module):
         """RoI features + S for rois [R, 5]: [R, C, 7, 7]"""
         # S is pooled as for the mask head, and the mean of 2 x 2 bins taken.
         semantic = context.semantic if "box" in self.config.semantic_fusion else None
-        return self.fuse(context.features, semantic, rois, BOX_SIZE, semantic_subdivision=MASK_SIZE // BOX_SIZE)
+        return pool_rois(context.features, rois, BOX_SIZE, self.config, semantic, MASK_SIZE // BOX_SIZE)
 
     def mask_features(self, context: Context, rois: Tensor) -> Tensor:
         """RoI features + S for rois [R, 5]: [R, C, 14, 14]"""
         semantic = context.semantic if "mask" in self.config.semantic_fusion else None
-        return self.fuse(context.features, semantic, rois, MASK_SIZE)
-
-    def fuse(self, features, semantic: Tensor | None, rois: Tensor, size: int, semantic_subdivision: int = 1) -> Tensor:
-        return cascadeops.multiscale_roi_align(
-            features,
-            rois,
-            size,
-            FPN.strides[:-1],
-            finest_size=self.config.finest_size,
-            extra=semantic,
-            extra_stride=FPN.strides[SemanticHead.fused_level],
-            extra_subdivision=semantic_subdivision,
-        )
+        return pool_rois(context.features, rois, MASK_SIZE, self.config, semantic)
 
     def detection_masks(self, context: Context, boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor:
         """Own-class mask probabilities of the final boxes: [N, D, 28, 28]"""
@@ -169,7 +157,7 @@ class HTC(nn.Module):
             loss_class, loss_box = box_head_losses(logits, deltas, samples, gt_boxes, stds, config)
             losses[f"stage{stage}.loss_class"] = weight * loss_class
             losses[f"stage{stage}.loss_box"] = weight * loss_box
-            boxes, valid = refine(samples, deltas, stds, image_sizes)
+            boxes, valid = refine(samples, deltas, stds, image_sizes, config)
             if config.interleaved:
                 samples = sample_rois(boxes, valid, gt_boxes, gt_labels, iou, config)
             losses[f"stage{stage}.loss_mask"] = weight * self.mask_loss(stage, context, samples, gt_masks)

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-import cascadeops
-
+from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_class_boxes
 from .config import MaskRCNNConfig
@@ -22,6 +21,7 @@ from .detections import Detections, best_detections, own_class_masks
 from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead
 from .padding import rows_below, used_capacity
+from .pooling import pool_rois
 from .roi_training import box_head_losses, mask_head_loss, positives_in_front, sample_rois
 from .rpn import RPN
 
@@ -34,7 +34,7 @@ class MaskRCNN(nn.Module):
         self.config = config
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, config.channels)
-        self.rpn = RPN(config.channels, FPN.strides, config.rpn)
+        self.rpn = RPN(config.channels, FPN.strides, config.rpn, ARITHMETICS[config.arithmetic])
         self.box_head = BoxHead(
             config.channels, BOX_SIZE, config.box_channels, config.num_classes, config.class_specific_boxes
         )
@@ -54,7 +54,7 @@ class MaskRCNN(nn.Module):
         boxes, valid = boxes[:, :capacity], rows_below(count, capacity)
 
         logits, deltas, _ = self.box_head(self.roi_features(features, boxes_to_rois(boxes, valid), BOX_SIZE))
-        boxes = decode_class_boxes(boxes, deltas, config.box_stds, image_sizes)
+        boxes = decode_class_boxes(boxes, deltas, config.box_stds, image_sizes, ARITHMETICS[config.arithmetic])
         boxes, scores, labels, count = best_detections(boxes, logits, valid, config)
 
         capacity = used_capacity(count, config.max_detections)
@@ -66,9 +66,7 @@ class MaskRCNN(nn.Module):
 
     def roi_features(self, features: list[Tensor], rois: Tensor, size: int) -> Tensor:
         """P2..P6 at rois [R, 5]: [R, C, size, size]"""
-        return cascadeops.multiscale_roi_align(
-            features[:-1], rois, size, FPN.strides[:-1], finest_size=self.config.finest_size
-        )
+        return pool_rois(features[:-1], rois, size, self.config)
 
     def losses(
         self,

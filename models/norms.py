@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .config import BackboneConfig
+from .config_backbones import BackboneConfig
 from .deformable import DeformableConv2d
 
 

@@ -15,14 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .config import (
-    BACKBONES,
-    DETECTOR_CONFIGS,
-    MaskRCNNConfig,
-    RPNConfig,
-    as_maskrcnn_benchmark,
-    with_deformable,
-)
+from .config import DETECTOR_CONFIGS, MaskRCNNConfig, RPNConfig
+from .config_backbones import BACKBONES, as_maskrcnn_benchmark, with_deformable
 from .recipes import TrainConfig, presets
 
 SCHEDULES = {"1x": (12, (8, 11)), "20e": (20, (16, 19)), "2x": (24, (16, 22))}

@@ -6,15 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from .config import (
-    BACKBONES,
-    DETECTOR_CONFIGS,
-    CascadeMaskRCNNConfig,
-    FasterRCNNConfig,
-    HTCConfig,
-    MaskRCNNConfig,
-    SCNetConfig,
-)
+from .config import DETECTOR_CONFIGS, CascadeMaskRCNNConfig, FasterRCNNConfig, HTCConfig, MaskRCNNConfig, SCNetConfig
+from .config_backbones import BACKBONES
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .config import BackboneConfig
+from .config_backbones import BackboneConfig
 from .deformable import make_conv3x3
 from .norms import make_norm
 from .resnet import make_downsample

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .config import BackboneConfig
+from .config_backbones import BackboneConfig
 from .deformable import DeformableConv2d, make_conv3x3
 from .norms import make_norm
 

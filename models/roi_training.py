@@ -1,7 +1,7 @@
 """Training of RoI heads: which RoIs are trained on, box losses, refinement between stages, mask losses.
 
 Fixed shapes throughout; rows that do not count have weight 0. `config` is a detector's configuration, of which
-`num_classes`, `num_samples`, `positive_fraction`, `match_low_quality` and `smooth_l1_beta` are read.
+`num_classes`, `num_samples`, `positive_fraction`, `match_low_quality`, `smooth_l1_beta` and `arithmetic` are read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import cascadeops
 
+from .arithmetic import ARITHMETICS
 from .boxes import boxes_to_rois, decode_boxes, encode_boxes
 from .losses import box_loss, class_loss, mask_loss
 from .matching import IGNORED, sample_matches
@@ -83,12 +84,15 @@ def own_class_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def refine(samples: RoISamples, deltas: Tensor, stds: tuple[float, ...], image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+def refine(
+    samples: RoISamples, deltas: Tensor, stds: tuple[float, ...], image_sizes: Tensor, config
+) -> tuple[Tensor, Tensor]:
     """The sampled proposals, regressed by deltas [N * S, 4] of their stage: boxes [N, S, 4] and validity [N, S].
 
     Ground truth added by the sampling is left out: the next sampling adds it anew.
     """
-    return decode_boxes(samples.boxes, deltas.view_as(samples.boxes), stds, image_sizes), samples.proposed
+    deltas, arithmetic = deltas.view_as(samples.boxes), ARITHMETICS[config.arithmetic]
+    return decode_boxes(samples.boxes, deltas, stds, image_sizes, arithmetic), samples.proposed
 
 
 def positives_in_front(samples: RoISamples, config) -> RoISamples:

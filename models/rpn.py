@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import cascadeops
 
 from .anchors import grid_anchors
-from .boxes import encode_boxes
+from .arithmetic import MMDETECTION, Arithmetic
+from .boxes import LAST_PIXEL, constant, decode_boxes, encode_boxes, smaller_than
 from .config import RPNConfig
 from .data.transforms import DIVISOR
 from .losses import box_loss, objectness_loss
@@ -19,9 +20,11 @@ STDS = (1.0, 1.0, 1.0, 1.0)
 
 
 class RPN(nn.Module):
-    def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig):
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], config: RPNConfig, arithmetic: Arithmetic = MMDETECTION
+    ):
         super().__init__()
-        self.config, self.strides = config, strides
+        self.config, self.strides, self.arithmetic = config, strides, arithmetic
         num_ratios = len(config.anchor_ratios)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, num_ratios, 1)
@@ -39,7 +42,14 @@ class RPN(nn.Module):
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         sizes = [tuple(x.shape[2:]) for x in features]
         config = self.config
-        anchors = grid_anchors(sizes, self.strides, config.anchor_scale, config.anchor_ratios, features[0].device)
+        anchors = grid_anchors(
+            sizes,
+            self.strides,
+            config.anchor_scale,
+            config.anchor_ratios,
+            features[0].device,
+            self.arithmetic.anchors,
+        )
         return logits, deltas, anchors
 
     @torch.no_grad()
@@ -53,6 +63,10 @@ class RPN(nn.Module):
         """
         top_k = self.config.top_k_training if self.training else self.config.top_k
         capacity = self.config.max_proposals_training if self.training else self.config.max_proposals
+        if self.arithmetic != MMDETECTION:
+            return composed_proposals(
+                logits, deltas, anchors, image_sizes, top_k, capacity, self.config.nms_iou, self.arithmetic
+            )
         return cascadeops.box_proposals(
             logits, deltas, anchors, image_sizes, top_k, capacity, self.config.nms_iou, STDS
         )
@@ -70,7 +84,7 @@ class RPN(nn.Module):
         config = self.config
         logits, deltas, anchors = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
         anchors = anchors.expand(len(logits), -1, -1)
-        trained = trained_anchors(anchors, image_sizes, config.allowed_border)
+        trained = trained_anchors(anchors, image_sizes, config.allowed_border, self.arithmetic)
         match = cascadeops.match_boxes(
             anchors, trained, gt_boxes, gt_valid, config.positive_iou, config.negative_iou, config.low_quality_iou
         )
@@ -89,7 +103,36 @@ class RPN(nn.Module):
         }
 
 
-def trained_anchors(anchors: Tensor, image_sizes: Tensor, allowed_border: int) -> Tensor:
+def composed_proposals(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: list[Tensor],
+    image_sizes: Tensor,
+    top_k: int,
+    max_proposals: int,
+    iou_threshold: float,
+    arithmetic: Arithmetic,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`cascadeops.box_proposals` in another arithmetic than its own, step by step."""
+    scores, boxes, levels = [], [], []
+    for level, (level_logits, level_deltas, level_anchors) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        best, index = level_logits.topk(min(top_k, level_logits.shape[1]), dim=1)
+        chosen = level_deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes.append(decode_boxes(level_anchors[index], chosen, STDS, image_sizes, arithmetic))
+        scores.append(best)
+        levels.append(torch.full_like(index, level))
+    boxes, scores = torch.cat(boxes, 1), torch.cat(scores, 1)
+    scores = scores.masked_fill(smaller_than(boxes, arithmetic.least_sizes[0]), -torch.inf)
+    capacity = min(max_proposals, scores.shape[1])
+    index, count = cascadeops.padded_nms(boxes, scores, torch.cat(levels, 1), iou_threshold, capacity)
+    kept, index = index >= 0, index.clamp(min=0)
+    boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4)) * kept[..., None]
+    return boxes, scores.gather(1, index).sigmoid().masked_fill(~kept, -torch.inf), count
+
+
+def trained_anchors(
+    anchors: Tensor, image_sizes: Tensor, allowed_border: int, arithmetic: Arithmetic = MMDETECTION
+) -> Tensor:
     """Validity [N, A] of anchors [N, A, 4] in the loss: centred in the image or in its own padding to a multiple of 32,
     and, unless allowed_border is -1, leaving the image by at most so many pixels (Faster R-CNN, section 3.3)."""
     image = image_sizes.flip(-1)[:, None]
@@ -98,5 +141,6 @@ def trained_anchors(anchors: Tensor, image_sizes: Tensor, allowed_border: int) -
     # Centres are whole pixels but for rounding, which half a pixel keeps out of the comparison.
     trained = centre < padded - 0.5
     if allowed_border >= 0:
+        anchors = anchors - constant(LAST_PIXEL, anchors) if arithmetic.inclusive else anchors
         trained = trained & (anchors[..., :2] >= -allowed_border) & (anchors[..., 2:] < image + allowed_border)
     return trained.all(dim=-1)

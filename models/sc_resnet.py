@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import cascadeops
 
-from .config import BackboneConfig
+from .config_backbones import BackboneConfig
 from .deformable import make_conv3x3
 from .norms import make_norm
 from .resnet import make_downsample

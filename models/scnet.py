@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-import cascadeops
-
+from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import SCNetConfig
@@ -38,6 +37,7 @@ from .heads import (
 )
 from .losses import image_label_loss, semantic_loss
 from .padding import rows_below, used_capacity
+from .pooling import pool_rois
 from .roi_training import box_head_losses, mask_head_loss, positives_in_front, refine, sample_rois
 from .rpn import RPN
 
@@ -62,7 +62,7 @@ class SCNet(nn.Module):
         channels, num_classes = config.channels, config.num_classes
         self.backbone = build_backbone(config.backbone)
         self.fpn = FPN(self.backbone.out_channels, channels)
-        self.rpn = RPN(channels, FPN.strides, config.rpn)
+        self.rpn = RPN(channels, FPN.strides, config.rpn, ARITHMETICS[config.arithmetic])
         self.box_heads = nn.ModuleList(
             BoxHead(channels, BOX_SIZE, config.box_channels, num_classes) for _ in config.stage_iou
         )
@@ -97,11 +97,11 @@ class SCNet(nn.Module):
     def box_stages(self, context: Context, boxes: Tensor, valid: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [N, P, 4], valid [N, P], through all stages: refined boxes [N, P, 4], and the mean of the stages' class
         logits [N * P, K + 1], background last."""
-        class_logits = 0.0
+        class_logits, arithmetic = 0.0, ARITHMETICS[self.config.arithmetic]
         for head, stds in zip(self.box_heads, self.config.stage_stds, strict=True):
             logits, deltas, _ = head(self.box_features(context, boxes_to_rois(boxes, valid)))
             class_logits = class_logits + logits
-            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes)
+            boxes = decode_boxes(boxes, deltas.view_as(boxes), stds, image_sizes, arithmetic)
         return boxes, class_logits / len(self.box_heads)
 
     def context(self, features: list[Tensor]) -> tuple[Tensor | None, Tensor | None, Context]:
@@ -116,25 +116,14 @@ class SCNet(nn.Module):
     def box_features(self, context: Context, rois: Tensor) -> Tensor:
         """RoI features + S + G for rois [R, 5]: [R, C, 7, 7]"""
         # S is pooled as for the mask head, and the mean of 2 x 2 bins taken.
-        return self.fuse(context, rois, BOX_SIZE, semantic_subdivision=MASK_SIZE // BOX_SIZE)
+        features, semantic, image = context
+        return pool_rois(features, rois, BOX_SIZE, self.config, semantic, MASK_SIZE // BOX_SIZE, image)
 
     def mask_features(self, context: Context, rois: Tensor, shared: Tensor | None) -> Tensor:
         """RoI features + S + G + relayed box feature (shared [R, hidden]) for rois [R, 5]: [R, C, 14, 14]"""
-        fused = self.fuse(context, rois, MASK_SIZE)
+        features, semantic, image = context
+        fused = pool_rois(features, rois, MASK_SIZE, self.config, semantic, image=image)
         return fused if self.feature_relay is None else fused + self.feature_relay(shared)
-
-    def fuse(self, context: Context, rois: Tensor, size: int, semantic_subdivision: int = 1) -> Tensor:
-        return cascadeops.multiscale_roi_align(
-            context.features,
-            rois,
-            size,
-            FPN.strides[:-1],
-            finest_size=self.config.finest_size,
-            extra=context.semantic,
-            extra_stride=FPN.strides[SemanticHead.fused_level],
-            extra_subdivision=semantic_subdivision,
-            image_vector=context.image,
-        )
 
     def detection_masks(self, context: Context, boxes: Tensor, labels: Tensor, count: Tensor) -> Tensor:
         """Own-class mask probabilities of the final boxes: [N, D, 28, 28]"""
@@ -185,7 +174,7 @@ class SCNet(nn.Module):
             loss_class, loss_box = box_head_losses(logits, deltas, samples, gt_boxes, stds, config)
             losses[f"stage{stage}.loss_class"] = weight * loss_class
             losses[f"stage{stage}.loss_box"] = weight * loss_box
-            boxes, valid = refine(samples, deltas, stds, image_sizes)
+            boxes, valid = refine(samples, deltas, stds, image_sizes, config)
 
         # The mask head is trained on the positives of the last stage, whose boxes are the best.
         positives = positives_in_front(samples, config)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.backbones import build_backbone
-from models.config import BACKBONES, as_classifier
+from models.config_backbones import BACKBONES, as_classifier
 from models.names_backbones import from_mmdetection
 
 FINGERPRINTS = {

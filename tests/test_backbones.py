@@ -14,7 +14,7 @@ from cascadeops.reference.deform_conv2d import deform_conv2d
 from models.backbones import build_backbone
 from models.build import backbone_config
 from models.classifiers import Classifier
-from models.config import BACKBONES, BackboneConfig, as_classifier, as_maskrcnn_benchmark, with_deformable
+from models.config_backbones import BACKBONES, BackboneConfig, as_classifier, as_maskrcnn_benchmark, with_deformable
 from models.deformable import DeformableConv2d
 from models.errors import UsageError
 from models.names_backbones import from_mmdetection

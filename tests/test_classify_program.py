@@ -12,7 +12,7 @@ from program_cases import run_program
 import cascadeops
 import models
 from models.classify import Classify, main
-from models.config import BACKBONES
+from models.config_backbones import BACKBONES
 from models.data.image_folders import class_folders, folder_labels, read_class_names, read_square
 from models.data.transforms import MEAN, STD
 from models.errors import DataError, UsageError

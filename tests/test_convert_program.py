@@ -76,18 +76,15 @@ def test_class_names_come_from_the_file_or_from_a_list(folder):
     assert (process.returncode, "1 names, 2 classes" in process.stderr) == (3, True)
 
 
-def test_arithmetic_is_stored_and_what_cannot_be_is_told(folder, detector):
+def test_arithmetic_is_stored(folder, detector):
     torch.save(to_torchvision(to_mmdetection(detector.state_dict())), folder / "c.pth")
     command = [folder / "c.pth", "--output", folder / "c.safetensors"]
-    refused = convert(*command)
-    assert refused.returncode == 3
-    assert "no detector here computes exactly as torchvision detector does" in refused.stderr
-    assert not (folder / "c.safetensors").exists()
-    account = lines(convert(*command, "--accept-differences"))
+    account = lines(convert(*command))
+    assert account["config.arithmetic"] == "'torchvision', as torchvision detector has it"
     assert account["config.backbone.norm"] == "'fixed_batch', as torchvision detector has it"
-    loaded, facts = models.load_detector(folder / "c.safetensors")
+    loaded, _ = models.load_detector(folder / "c.safetensors")
+    assert loaded.config.arithmetic == "torchvision"
     assert (loaded.config.backbone.norm, loaded.config.backbone.norm_eps) == ("fixed_batch", 0.0)
-    assert "anchors are rounded to whole pixels" in facts["extra"]["differences"]
     assert torch.equal(loaded.box_head.class_logits.weight, detector.box_head.class_logits.weight)
     with pytest.raises(DataError, match=r"config.backbone.norm_eps must be 0.0"):
         models.load_weights(tiny(num_classes=80), folder / "c.safetensors")
@@ -95,7 +92,7 @@ def test_arithmetic_is_stored_and_what_cannot_be_is_told(folder, detector):
 
 def test_transformed_rows_are_counted(folder, detector):
     torch.save(to_mmdetection_1(to_mmdetection(detector.state_dict())), folder / "d.pth")
-    command = [folder / "d.pth", "--output", folder / "d.safetensors", "--accept-differences"]
+    command = [folder / "d.pth", "--output", folder / "d.safetensors"]
     process = convert(*command)
     assert process.returncode == 0, process.stderr
     for text in ("background row moved from first to last", "the background's 4 rows left out"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import models
-from models.config import BACKBONES
+from models.config_backbones import BACKBONES
 from models.data import Augmentation
 from models.data.transforms import _varied_size
 from models.errors import UsageError

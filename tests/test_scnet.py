@@ -9,7 +9,7 @@ from small_detectors import random_images, small_detector
 
 import models
 from models import recipes
-from models.config import BACKBONES
+from models.config_backbones import BACKBONES
 from models.errors import DataError
 from models.inference import make_batch
 from models.norms import fold_batch_norms

@@ -110,17 +110,19 @@ def test_mmdetections_pretrained_backbone_has_the_authors_names_here():
 
 NEEDS = {
     "maskrcnn-benchmark": {
+        "arithmetic": "maskrcnn_benchmark",
         "backbone.norm": "fixed_batch",
         "backbone.norm_eps": 0.0,
         "backbone.stride_in_1x1": True,
         "backbone.stage_pool": True,
     },
-    "torchvision": {"backbone.norm": "fixed_batch", "backbone.norm_eps": 0.0},
+    "torchvision": {"arithmetic": "torchvision", "backbone.norm": "fixed_batch", "backbone.norm_eps": 0.0},
     "paddle": {
+        "arithmetic": "mmdetection",
         "stage_stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1 / 30, 1 / 30, 1 / 15, 1 / 15)),
         "match_low_quality": False,
     },
-    "1.x htc": {},
+    "1.x htc": {"arithmetic": "mmdetection_1"},
 }
 
 
@@ -131,7 +133,10 @@ def test_each_project_asks_for_its_arithmetic(source):
 
 
 def test_the_pool_of_res2net_is_each_familys_own():
-    assert translate(mmdetection_state(RES2NET), "file").fields == {"backbone.stage_pool": False}
+    assert translate(mmdetection_state(RES2NET), "file").fields == {
+        "arithmetic": "mmdetection",
+        "backbone.stage_pool": False,
+    }
     original_stem = {key: value for key, value in mmdetection_state(RES2NET).items() if ".stem." not in key}
     original_stem["backbone.conv1.weight"] = torch.zeros(3, 3)
     benchmark = translate(to_maskrcnn_benchmark(original_stem), "file")
@@ -141,7 +146,7 @@ def test_the_pool_of_res2net_is_each_familys_own():
 def test_torchvisions_own_batch_norm_keeps_its_epsilon():
     state = to_torchvision(mmdetection_state(MASK))
     state["backbone.body.bn1.num_batches_tracked"] = torch.tensor(5)
-    assert translate(state, "file").fields == {}
+    assert translate(state, "file").fields == {"arithmetic": "torchvision"}
 
 
 ARCHITECTURES = {
@@ -164,7 +169,7 @@ def test_the_detector_is_found_from_names_and_shapes(config):
     arch, backbone, deformable = ARCHITECTURES[config]
     assert find_architecture(translation.state) == arch
     assert find_backbone(translation.state) == (backbone, deformable)
-    found = find_config(arch, models.config.BACKBONES[backbone], translation.state, translation.fields)
+    found = find_config(arch, models.config_backbones.BACKBONES[backbone], translation.state, translation.fields)
     assert (found.num_classes, found.channels, found.box_channels) == (80, 256, 1024)
     if arch in ("htc", "scnet"):
         assert found.semantic == ("without_semantic" not in config)
@@ -304,12 +309,20 @@ def test_a_backbone_takes_its_part_of_a_detectors_weights():
     assert torch.equal(backbone.layer1[0].conv1.weight, state["backbone.layer1.0.conv1.weight"])
 
 
-def test_arithmetic_that_no_detector_has_is_told_and_may_be_accepted():
-    detector = models.build_detector("mask_rcnn", backbone="resnet18", num_classes=2, channels=8, box_channels=8)
-    state = {key: value for key, value in to_mmdetection(detector.state_dict()).items()}
-    old = to_mmdetection_1(state)
-    refused(detector, old, "no detector here computes exactly as mmdetection 1.x does", "RoIAlign takes 2 x 2 samples")
-    models.load_weights(detector, old, accept_differences=True)
+@pytest.mark.parametrize(
+    ("write", "arithmetic"),
+    [(to_mmdetection_1, "mmdetection_1"), (to_maskrcnn_benchmark, "maskrcnn_benchmark"), (dict, "mmdetection")],
+)
+def test_weights_only_load_into_their_own_arithmetic(write, arithmetic):
+    fields = {"num_classes": 2, "channels": 8, "box_channels": 8}
+    other = "torchvision" if arithmetic == "mmdetection" else "mmdetection"
+    detector = models.build_detector("mask_rcnn", backbone="resnet18", arithmetic=other, **fields)
+    state = write(to_mmdetection(detector.state_dict()))
+    refused(detector, state, f"config.arithmetic must be {arithmetic!r}")
+    if arithmetic != "maskrcnn_benchmark":  # whose backbone differs, too
+        own = models.build_detector("mask_rcnn", backbone="resnet18", arithmetic=arithmetic, **fields)
+        models.load_weights(own, state)
+        assert torch.equal(own.rpn.conv.weight, detector.rpn.conv.weight)
 
 
 def test_a_needed_field_is_never_passed_over():
@@ -317,7 +330,7 @@ def test_a_needed_field_is_never_passed_over():
     old = to_torchvision(to_mmdetection(detector.state_dict()))
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     with pytest.raises(DataError, match=r"config.backbone.norm_eps must be 0.0"):
-        models.load_weights(detector, old, accept_differences=True)
+        models.load_weights(detector, old)
     unchanged(detector, before)
 
 

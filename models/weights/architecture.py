@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from ..backbones import build_backbone
-from ..config import BACKBONES, DETECTOR_CONFIGS, BackboneConfig, with_deformable
+from ..config import DETECTOR_CONFIGS
+from ..config_backbones import BACKBONES, BackboneConfig, with_deformable
 from ..errors import DataError, UsageError
 
 TRAINING_ONLY = {"backbone.norm", "match_low_quality"}
 """Fields of a source's arithmetic that leave the results of given weights as they are."""
-ARITHMETIC = ("backbone.norm_eps", "backbone.stride_in_1x1", "backbone.stage_pool", "stage_stds", "box_stds")
+ARITHMETIC = (
+    "arithmetic",
+    "backbone.norm_eps",
+    "backbone.stride_in_1x1",
+    "backbone.stage_pool",
+    "stage_stds",
+    "box_stds",
+)
 """Fields that no tensor shows, and that change what given weights detect."""
 
 
@@ -33,7 +41,7 @@ def find_architecture(state: Mapping[str, Tensor]) -> str | None:
 
 
 def find_backbone(state: Mapping[str, Tensor]) -> tuple[str, bool] | None:
-    """(a key of `models.config.BACKBONES`, deformable) whose tensors are exactly those named `backbone.`."""
+    """(a key of `models.config_backbones.BACKBONES`, deformable) whose tensors are exactly those named `backbone.`."""
     shapes = {
         key.removeprefix("backbone."): value.shape
         for key, value in state.items()

@@ -28,18 +28,12 @@ COUNTED = [  # these count from 1
     (r"^roi_heads\.mask\.feature_extractor\.mask_fcn(\d+)\.", "roi_head.mask_head.convs.{}.conv."),
 ]
 FIELDS = {
+    "arithmetic": "maskrcnn_benchmark",
     "backbone.norm": "fixed_batch",
     "backbone.norm_eps": 0.0,
     "backbone.stride_in_1x1": True,
     "backbone.stage_pool": True,
 }
-DIFFERENCES = (
-    "boxes are one pixel wider and higher than x2 - x1 and y2 - y1",
-    "anchors are rounded to whole pixels and centred between cells",
-    "RoIAlign takes 2 x 2 samples a bin, without the shift by half a pixel",
-    "the growth of a box is not limited from below",
-    "masks are pasted into boxes of whole pixels",
-)
 
 
 def recognises(names: Set[str]) -> bool:

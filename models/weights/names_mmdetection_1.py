@@ -10,11 +10,7 @@ from .rows import reorder
 
 SOURCE = "mmdetection 1.x"
 HEADS = ("bbox_head.", "mask_head.", "semantic_head.")
-FIELDS: dict[str, object] = {}
-DIFFERENCES = (
-    "boxes are one pixel wider and higher than x2 - x1 and y2 - y1",
-    "RoIAlign takes 2 x 2 samples a bin, without the shift by half a pixel",
-)
+FIELDS = {"arithmetic": "mmdetection_1"}
 
 
 def recognises(names: Set[str]) -> bool:

@@ -27,10 +27,10 @@ NAMES = [
     (r"^fused_semantic_head\.", "roi_head.semantic_head."),
 ]
 FIELDS = {
+    "arithmetic": "mmdetection",
     "stage_stds": ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1 / 30, 1 / 30, 1 / 15, 1 / 15)),
     "match_low_quality": False,
 }
-DIFFERENCES: tuple[str, ...] = ()
 
 
 def recognises(names: Set[str]) -> bool:

@@ -30,14 +30,9 @@ NAMES = [
     (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", "roi_head.mask_head.conv_logits."),
 ]
 OLD_MASK_CONV = re.compile(r"^roi_heads\.mask_head\.mask_fcn(\d)\.")
-FIELDS = {"backbone.norm": "fixed_batch", "backbone.norm_eps": 0.0}
+FIELDS = {"arithmetic": "torchvision"}
+FROZEN_NORMS = {"backbone.norm": "fixed_batch", "backbone.norm_eps": 0.0}
 """Of files without num_batches_tracked: torchvision's frozen norms, whose epsilon its published detectors set to 0."""
-DIFFERENCES = (
-    "anchors are rounded to whole pixels",
-    "RoIAlign takes 2 x 2 samples a bin, without the shift by half a pixel",
-    "the growth of a box is not limited from below",
-    "masks are pasted into boxes of whole pixels",
-)
 
 
 def recognises(names: Set[str]) -> bool:

@@ -30,13 +30,11 @@ def recognise_detector(
     translation: Translation,
     arch: str | None = None,
     backbone: str | None = None,
-    accept_differences: bool = False,
 ) -> Recognised:
     """Builds the detector that translated weights belong to, in their arithmetic, and loads them.
 
     Args:
         arch, backbone: None: by the names and shapes of the tensors.
-        accept_differences: as in `load_weights`.
 
     Raises:
         UsageError: architecture or backbone cannot be seen, or are not known. DataError: as `load_weights`.
@@ -51,7 +49,7 @@ def recognise_detector(
     deformable = any(key.endswith(".offset.weight") for key in translation.state)
     config = find_config(arch, backbone_config(found[0], deformable), translation.state, translation.fields)
     detector = build_from_config(arch, config)
-    loaded = load_translation(detector, translation, contents.where, accept_differences)
+    loaded = load_translation(detector, translation, contents.where)
     return Recognised(detector, loaded, found[0], deformable)
 
 

@@ -18,7 +18,7 @@ from . import (
 )
 
 DETECTOR_SOURCES = (names_mmdetection_1, names_maskrcnn_benchmark, names_torchvision, names_paddle)
-"""Each one: SOURCE, recognises(names), translate(key, value), FIELDS and DIFFERENCES (see `Translation`)."""
+"""Each one: SOURCE, recognises(names), translate(key, value), FIELDS (see `Translation`)."""
 
 
 class Step(NamedTuple):
@@ -40,8 +40,6 @@ class Translation(NamedTuple):
     """One for each tensor of the file."""
     fields: dict[str, object]
     """Fields of a detector's configuration that these weights need, "backbone.stage_pool": True."""
-    differences: tuple[str, ...]
-    """In what the project that trained them computes otherwise than any detector here."""
     whole: bool
     """Weights of a detector; False: of a backbone or an ImageNet classifier."""
 
@@ -59,16 +57,16 @@ def translate(state: Mapping[str, Tensor], where: str) -> Translation:
         raise DataError("two tensors of this file have one name", where=where, why="but for `module.` or `backbone.`")
     names = plain.keys()
     fields: dict[str, object] = {}
-    differences: tuple[str, ...] = ()
     whole = True
     classifier = names_classifiers.source(names)
     source = next((known for known in DETECTOR_SOURCES if known.recognises(names)), None)
     if any(name.startswith(("fpn.", "rpn.objectness.")) for name in names):
         kind, steps = "ours", [Step(old, name, "") for name, old in plain.items()]
     elif any(name.startswith("roi_head.") for name in names):
-        kind, steps = "mmdetection 2.x or 3.x", [_from_mmdetection(old, name, "") for name, old in plain.items()]
+        kind, fields = "mmdetection 2.x or 3.x", {"arithmetic": "mmdetection"}
+        steps = [_from_mmdetection(old, name, "") for name, old in plain.items()]
     elif source is not None:
-        kind, fields, differences = source.SOURCE, dict(source.FIELDS), source.DIFFERENCES
+        kind, fields = source.SOURCE, dict(source.FIELDS)
         steps, moved = [], {}
         for name, old in plain.items():
             new, value, note = source.translate(name, state[old])
@@ -76,8 +74,8 @@ def translate(state: Mapping[str, Tensor], where: str) -> Translation:
             moved[old] = value
         state = moved
         whole = any(not step.new.startswith("backbone.") for step in steps)
-        if source is names_torchvision and any(name.endswith("num_batches_tracked") for name in names):
-            fields = {}  # trained with ordinary batch norm, whose epsilon is ours
+        if source is names_torchvision and not any(name.endswith("num_batches_tracked") for name in names):
+            fields |= names_torchvision.FROZEN_NORMS
     elif classifier is not None:
         kind, whole = classifier, False
         steps = [Step(old, names_backbones.from_mmdetection(name), "") for name, old in plain.items()]
@@ -87,11 +85,11 @@ def translate(state: Mapping[str, Tensor], where: str) -> Translation:
         fields["backbone.stage_pool"] = False
     if not whole:
         steps = [step._replace(new=step.new.removeprefix("backbone.")) for step in steps]
-        fields, differences = {}, ()
+        fields = {}
     renamed = {step.new: state[step.old] for step in steps}
     if len(renamed) < len(steps):
         raise DataError("two tensors of this file have one meaning", where=where, why=_twice(steps))
-    return Translation(kind, renamed, steps, fields, differences, whole)
+    return Translation(kind, renamed, steps, fields, whole)
 
 
 def backbone_of(translation: Translation) -> Translation:
@@ -107,7 +105,7 @@ def backbone_of(translation: Translation) -> Translation:
     state = {
         key.removeprefix("backbone."): value for key, value in translation.state.items() if key.startswith("backbone.")
     }
-    return translation._replace(state=state, steps=steps, fields={}, differences=(), whole=False)
+    return translation._replace(state=state, steps=steps, fields={}, whole=False)
 
 
 def as_classifier(translation: Translation) -> Translation:
