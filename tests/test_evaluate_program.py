@@ -9,11 +9,12 @@ import torch
 from program_cases import CATEGORY_IDS, OBJECTS, SIZES, run_program, write_data, write_weights
 from pycocotools import mask as mask_api
 
+from models.config import MaskRCNNConfig
 from models.data import CocoDataset
+from models.detections import Detections
 from models.evaluate import evaluate_detector, save_comparison
 from models.images import read_image
 from models.progress import Progress
-from models.scnet import Detections
 
 ONE = pytest.approx(1.0, abs=1e-12)
 
@@ -26,6 +27,7 @@ class KnowsTheAnswers(torch.nn.Module):
 
     def __init__(self, resized_by: float = 1.0, capacity: int = 5):
         super().__init__()
+        self.config = MaskRCNNConfig()
         self.unused = torch.nn.Parameter(torch.zeros(1))
         self.resized_by, self.capacity, self.waiting = resized_by, capacity, list(range(len(SIZES)))
 

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_api
 
 import cascadeops
 import models
+from models.arithmetic import MMDETECTION
 from models.boxes import box_iou
 from models.inference import make_batch, unpack_detections
 from models.names_mmdetection import rename
@@ -218,7 +219,7 @@ def test_masks_in_the_image(run):
             with torch.inference_mode():
                 found = run.detector(run.images, run.sizes)
         close(found.mask_probs[0][row[selected]], golden[probs_key], 5e-3 * noise, fraction=0.99)
-        (result,) = unpack_detections(found, run.sizes, [size])
+        (result,) = unpack_detections(found, run.sizes, [size], MMDETECTION)
         truth = [{"size": list(size), "counts": text.encode()} for text in json.loads(str(golden[rle_key]))]
         pairs = [(result.masks[i], other) for i, other in zip(row.tolist(), truth, strict=True) if i >= 0]
         iou = np.array([mask_api.iou([ours], [other], [0])[0, 0] for ours, other in pairs])
