@@ -26,9 +26,15 @@ class Timing:
 
     median: float
     """seconds"""
-    noisy: bool
-    gb_per_second: float | None
-    share_of_copy: float | None
+    iqr: float
+    """seconds: the spread of the middle half of the rounds"""
+    rounds: int
+    gb_per_second: float | None = None
+    share_of_copy: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        return self.iqr > NOISY * self.median or self.rounds == 1
 
 
 @dataclass
@@ -84,10 +90,19 @@ class Run:
 
 
 def load(path: Path) -> list[Run]:
-    """The runs of a file, one for each device; operators and workloads in the order they were timed."""
-    document = json.loads(path.read_text())
-    if "cascadeops" not in document.get("machine_info", {}):
-        raise SystemExit(f"{path}: not written by `pytest benchmarks/ --benchmark-only --benchmark-json=FILE`")
+    """The runs of a file, one for each device; operators and workloads in the order they were timed.
+
+    Raises:
+        ValueError: names the file, which cannot be read, holds no benchmarks, or is not by `benchmarks/conftest.py`.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(document, dict) or "cascadeops" not in document.get("machine_info", {}):
+        raise ValueError(f"{path}: not written by `pytest benchmarks/ --benchmark-only --benchmark-json=FILE`")
+    if not document["benchmarks"]:
+        raise ValueError(f"{path}: holds no benchmarks")
     devices = defaultdict(dict)
     for entry in document["benchmarks"]:
         info, stats = entry["extra_info"], entry["stats"]
@@ -95,7 +110,8 @@ def load(path: Path) -> list[Run]:
         workload = devices[info["device"]].setdefault(key, Workload(*key))
         workload.timings[info["implementation"]] = Timing(
             stats["median"],
-            stats["iqr"] > NOISY * stats["median"] or stats["rounds"] == 1,
+            stats["iqr"],
+            stats["rounds"],
             info.get("gb_per_second"),
             info.get("share_of_copy_bandwidth"),
         )
@@ -201,7 +217,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write tables.md and a PNG for each file and device")
     parser.add_argument("--rewrite", type=Path, nargs="+", default=[], metavar="FILE.md", help="files with marks")
     options = parser.parse_args(arguments)
-    runs = [run for file in options.files for run in load(file)]
+    try:
+        runs = [run for file in options.files for run in load(file)]
+    except ValueError as error:
+        parser.error(str(error))
     for path in options.rewrite:
         text = path.read_text()
         if not SECTION.search(text):

@@ -49,7 +49,7 @@ def test_summary_has_the_least_and_the_largest_gain_of_each_operator():
     "seconds, text", [(9.994, "9.99 s"), (9.996, "10.0 s"), (99.96, "100 s"), (1234, "1,234 s"), (2.5e-9, "2.50 ns")]
 )
 def test_three_digits_across_the_powers_of_ten(seconds, text):
-    assert report.duration(report.Timing(seconds, False, None, None)) == text
+    assert report.duration(report.Timing(seconds, iqr=0.0, rounds=10)) == text
 
 
 def test_rewrite_changes_the_marked_sections_alone(tmp_path):
@@ -75,10 +75,21 @@ def test_output_folder(tmp_path):
     assert {(0, 114, 178), (230, 159, 0), (213, 94, 0)} <= pixels  # both peers' dots, and the number of the loss
 
 
-def test_json_of_another_benchmark_is_refused(tmp_path):
-    (tmp_path / "other.json").write_text(json.dumps({"machine_info": {}, "benchmarks": []}))
-    with pytest.raises(SystemExit, match=r"other\.json: not written by `pytest benchmarks/"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"machine_info": {}, "benchmarks": []}', "not written by `pytest benchmarks/"),
+        ('{"machine_info": {"cascadeops": {}}, "benchmarks": []}', "holds no benchmarks"),
+        ("[1, 2", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, capsys, text, message):
+    if text is not None:
+        (tmp_path / "other.json").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
         report.main([str(tmp_path / "other.json")])
+    assert f"other.json: {message}" in capsys.readouterr().err
 
 
 def test_a_benchmark_is_kept_only_when_its_result_is_right(tmp_path):
