@@ -61,6 +61,8 @@ class TrainConfig:
     """Strength of random brightness, contrast and saturation, 0..1."""
     semantic: Literal["auto", "yes", "no"] = "auto"
     """The semantic branch of htc and scnet; auto: if the data has stuffthingmaps."""
+    semantic_padding: Literal[255, 0] = 255
+    """Semantic class beyond an image: 255, ignored (mmdetection 3.x), or 0 (mmdetection up to 2.x, Paddle)."""
     amp: Literal["off", "auto", "bfloat16", "float16"] = "off"
     """Automatic mixed precision; auto: bfloat16 where the hardware computes with it, else off."""
     device: str = "auto"

@@ -205,6 +205,7 @@ def make_loader(config: TrainConfig, dataset: CocoDataset):
             scale=config.scale_jitter,
             colour=config.colour_jitter,
         ),
+        semantic_padding=config.semantic_padding,
     )
 
 

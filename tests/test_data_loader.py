@@ -51,6 +51,17 @@ def test_batches_have_one_orientation_but_for_the_rest():
     assert len(mixed) <= 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_semantic_padding_reaches_the_batches(dataset, workers):
+    def counts(padding):
+        loader = training_loader(dataset, 4, seed=0, workers=workers, semantic_padding=padding)
+        return sum(torch.bincount(batch.semantic.flatten().long(), minlength=256) for batch in loader)
+
+    ignored, class_0 = counts(255), counts(0)
+    assert class_0[255] < ignored[255]
+    assert class_0[0] - ignored[0] == ignored[255] - class_0[255] > 0
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     upright = np.arange(100) % 2 == 0
     same = epoch_batches(upright, 8, seed=5, epoch=2)

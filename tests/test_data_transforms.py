@@ -211,6 +211,13 @@ def test_a_batch_is_normalised_padded_and_stacked(dataset):
     assert batch.gt_masks.bitmaps.dtype == torch.uint8 and batch.gt_masks.offsets.dtype == torch.int64
 
 
+def test_semantic_maps_beyond_an_image_are_ignored_or_class_0(dataset):
+    samples = [dataset.sample(index, None) for index in (0, 1)]  # 160 x 192, 192 x 160
+    ignored, class_0 = collate(samples).semantic, collate(samples, semantic_padding=0).semantic
+    assert (ignored[0, 20:] == 255).all() and (class_0[0, 20:] == 0).all() and (class_0[1, :, 20:] == 0).all()
+    assert torch.equal(ignored[0, :20], class_0[0, :20]) and torch.equal(ignored[1, :, :20], class_0[1, :, :20])
+
+
 def test_batches_are_padded_to_the_divisor():
     image = np.full((33, 70, 3), 200, np.uint8)
     sample = transform(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None, None, image_id=0, resize=None)

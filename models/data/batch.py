@@ -51,8 +51,11 @@ class Batch(_Movable):
     scale_factors: Tensor | None = None  # float32 [N, 2] (x, y): `images` pixels for one pixel of the file
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Normalise, pad to the largest sample and a multiple of 32 pixels, stack. At least one sample is needed."""
+def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED) -> Batch:
+    """Normalise, pad to the largest sample and a multiple of 32 pixels, stack. At least one sample is needed.
+
+    semantic_padding: class of the semantic maps beyond an image.
+    """
     count = len(samples)
     sizes = np.array([sample.image.shape[:2] for sample in samples])
     height, width = padded_size(*sizes.max(0).tolist())
@@ -79,7 +82,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
     targets = None
     if samples[0].semantic is not None:
-        targets = np.full((count, height // 8, width // 8), IGNORED, np.uint8)
+        targets = np.full((count, height // 8, width // 8), semantic_padding, np.uint8)
         for index, sample in enumerate(samples):
             rows, columns = sample.semantic.shape
             targets[index, :rows, :columns] = sample.semantic

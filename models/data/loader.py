@@ -3,6 +3,7 @@
 So a run that is resumed at any batch of any epoch, with any number of worker processes, sees what it would have seen.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from .batch import Batch, collate
-from .coco import CocoDataset
+from .coco import IGNORED, CocoDataset
 from .transforms import Augmentation, Sample, padded_size, resized_size
 
 
@@ -51,6 +52,7 @@ class BatchLoader:
         start_batch: int,
         workers: int,
         pin_memory: bool | None,
+        semantic_padding: int = IGNORED,
     ) -> None:
         if samples.dataset.has_semantic:
             _ = samples.dataset.num_semantic_classes  # looks at the maps once, here, and not in every worker
@@ -59,7 +61,7 @@ class BatchLoader:
         self._loader = DataLoader(
             samples,
             batch_sampler=_Keys(self),
-            collate_fn=_collate,
+            collate_fn=functools.partial(_collate, semantic_padding=semantic_padding),
             num_workers=workers,
             # Else each iterator takes a number from the global generator, and a resumed run makes one iterator more.
             generator=torch.Generator(),
@@ -102,6 +104,7 @@ def training_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool | None = None,
+    semantic_padding: int = IGNORED,
 ) -> BatchLoader:
     """Shuffled, augmented, full batches of one epoch.
 
@@ -116,6 +119,7 @@ def training_loader(
         workers: processes that read; 0 reads in this process.
         rank, world: this process among those that train together.
         pin_memory: None means when there is CUDA.
+        semantic_padding: class of the semantic maps beyond an image; 255 is ignored.
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
@@ -125,7 +129,7 @@ def training_loader(
         return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
 
     samples = _Samples(dataset, resize, augmentation or Augmentation(), seed)
-    return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory)
+    return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory, semantic_padding)
 
 
 def evaluation_loader(
@@ -188,5 +192,6 @@ class _Samples:
             return error
 
 
-def _collate(samples: list[Sample | DataError]) -> Batch | DataError:
-    return next((sample for sample in samples if isinstance(sample, DataError)), None) or collate(samples)
+def _collate(samples: list[Sample | DataError], semantic_padding: int) -> Batch | DataError:
+    error = next((sample for sample in samples if isinstance(sample, DataError)), None)
+    return error or collate(samples, semantic_padding)
