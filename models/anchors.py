@@ -40,7 +40,8 @@ def grid_anchors(
 
 def cell_anchors(stride: int, scale: float, ratios: tuple[float, ...], device: torch.device, rule: str) -> Tensor:
     """Anchors [len(ratios), 4] of the cell at (0, 0)."""
-    ratio = torch.tensor(ratios, device=device)
+    # filled where it is, like `boxes.constant`: a copy from the host cannot be captured in a graph
+    ratio = torch.cat([torch.full((1,), value, device=device) for value in ratios])
     root = ratio.sqrt()
     if rule == "centred_ratios":
         cell_width = (stride / root).round()

@@ -14,6 +14,7 @@ from .build import DETECTORS
 from .checkpoint import class_table, load_detector, load_weights
 from .devices import choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
+from .fixed_shapes import Compile, with_fixed_shapes
 from .inference import predict
 from .norms import fold_batch_norms
 from .results import Result
@@ -50,6 +51,8 @@ class Predictor:
         resize: the largest size within (short, long) pixels, or None for pictures as they are. "trained": as a weights
             file says; (800, 1333) where there is none.
         tta: `models.Views()` or others: test-time augmentation, for HTC and SCNet; it sets the sizes.
+        compile: "graph": the whole detector is one CUDA graph for each of a few shapes, to which pictures are padded
+            (models/buckets.py); on a GPU only. "inductor": `torch.compile` for each of these. docs/export.md.
         batch_size: pictures that go through the network together, at most; those of one size that follow another do.
         score_threshold: objects below are left out of the results.
         class_names, category_ids: by label; default: the weights file's.
@@ -67,6 +70,7 @@ class Predictor:
         *,
         resize: tuple[int, int] | Literal["trained"] | None = "trained",
         tta: Views | None = None,
+        compile: Compile = "none",
         batch_size: int = 4,
         score_threshold: float = 0.0,
         class_names: Sequence[str] | None = None,
@@ -79,12 +83,17 @@ class Predictor:
         module, facts = _load(detector, weights)
         if tta is not None:
             check_detector(module)
+            if compile != "none":
+                raise UsageError(
+                    "test-time augmentation runs uncompiled", where=f"Predictor(tta=..., compile={compile!r})"
+                )
         self.device = choose_device(device)
         self.detector = fold_batch_norms(module).to(self.device)  # a copy: the one given stays as it is
         self.dtype = _half_dtype(self.device) if half else torch.float32
         self.resize, self.tta = resize, tta
         if resize == "trained":
             self.resize = None if tta is not None else facts.get("extra", {}).get("resize", PUBLISHED_RESIZE)
+        self._network = with_fixed_shapes(self.detector, compile, self.device, self.resize)
         self.batch_size, self.score_threshold = batch_size, score_threshold
         self.class_names, self.category_ids = _classes(module.config.num_classes, facts, class_names, category_ids)
 
@@ -125,7 +134,7 @@ class Predictor:
     def _detect(self, images: list) -> list[Result]:
         """One batch of uint8 [H, W, 3] through the network."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
-            return predict(self.detector, images, self.resize, self.tta)
+            return predict(self._network, images, self.resize, self.tta)
 
 
 def _load(detector, weights) -> tuple[torch.nn.Module, dict]:

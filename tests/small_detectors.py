@@ -8,6 +8,7 @@ import torch
 from models import recipes
 from models.build import build_from_config
 from models.data.batch import PackedMasks
+from models.detections import Detections
 from models.inference import make_batch
 
 ARCHS = ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc", "scnet"]
@@ -48,6 +49,16 @@ def small_detector(arch: str, **fields) -> torch.nn.Module:
 def random_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy() for size in sizes]
+
+
+def padded(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Images [N, 3, H, W] with zeros at the right and below: [N, 3, *shape]"""
+    height, width = images.shape[2:]
+    return torch.nn.functional.pad(images, (0, shape[1] - width, 0, shape[0] - height))
+
+
+def identical_detections(ours: Detections, theirs: Detections) -> bool:
+    return all(a is b is None or torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def training_batch() -> tuple:

@@ -1,4 +1,5 @@
-"""Every operator of fixed result size is captured in a CUDA graph, forward and backward, and replays on new data.
+"""Every operator of fixed result size is captured in a CUDA graph, forward and backward, and replays on new data; so
+are whole detectors.
 
 A capture fails for whatever would wait for the GPU, so it is also the test that nothing does.
 """
@@ -6,7 +7,12 @@ A capture fails for whatever would wait for the GPU, so it is also the test that
 import pytest
 import torch
 from operator_cases import OPERATORS, arguments_of, call, identical, map_tensors
+from small_detectors import ARCHS, identical_detections, padded, random_images, small_detector
 from torch import Tensor
+
+from models.buckets import bucket_size
+from models.fixed_shapes import with_fixed_shapes
+from models.inference import make_batch
 
 WAITS = {"nms", "batched_nms", "paste_masks_rle"}
 """Their results have a size that depends on the data."""
@@ -51,3 +57,44 @@ def test_cuda_graph_replays_on_new_data(name):
 def shuffle_(tensor: Tensor) -> Tensor:
     """Other values of the same kind, in place: the first dimension (images, rows) in reverse order."""
     return tensor.copy_(tensor.flip(0)) if tensor.dim() > 1 and tensor.is_floating_point() else tensor
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("arch", ARCHS)
+@torch.inference_mode()
+def test_a_whole_detector_is_a_graph_and_nothing_waits(arch, half):
+    """Two shapes and two batches of one of them, replayed in another order than they were recorded in: what one graph
+    returned is not overwritten by the others, with which it shares its memory."""
+    detector, resize = small_detector(arch).cuda(), (96, 128)
+    fixed = with_fixed_shapes(detector, "graph", torch.device("cuda"), resize)
+    batches = [make_batch(random_images(*sizes), None, "cuda") for sizes in ([(96, 128)], [(70, 90)] * 2, [(90, 100)])]
+    with torch.autocast("cuda", torch.float16, enabled=half):
+        for batch in batches:
+            fixed(*batch)
+        assert len(fixed.recordings) == 2
+        order = [0, 1, 2, 1, 0]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = [fixed(*batches[index]) for index in order]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for index, ours in zip(order, found, strict=True):
+            images, sizes = batches[index]
+            assert (ours.count > 0).all()
+            assert identical_detections(ours, detector(padded(images, bucket_size(*images.shape[2:], resize)), sizes))
+
+
+@torch.inference_mode()
+def test_graphs_of_all_shapes_share_the_memory_of_the_largest():
+    def reserved() -> int:
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    detector = small_detector("scnet").cuda()
+    fixed = with_fixed_shapes(detector, "graph", torch.device("cuda"), None)
+    start = reserved()
+    fixed(*make_batch(random_images((640, 800)), None, "cuda"))
+    first = reserved()
+    for size in [(640, 640), (800, 640)]:
+        fixed(*make_batch(random_images(size), None, "cuda"))
+    assert reserved() - first < (first - start) / 2
