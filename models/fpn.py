@@ -30,4 +30,9 @@ class FPN(nn.Module):
 def add_upsampled(fine: Tensor, coarse: Tensor) -> None:
     """Adds coarse [N, C, H, W], each pixel of it four times, to fine [N, C, 2 H, 2 W], in place."""
     height, width = coarse.shape[2:]
+    if fine.shape[2:] != (2 * height, 2 * width):
+        raise ValueError(
+            "images must be padded to multiples of 32 pixels: their pyramid has levels of "
+            f"{tuple(fine.shape[2:])} and {tuple(coarse.shape[2:])} cells"
+        )
     fine.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import cascadeops
 
-from .arithmetic import ARITHMETICS, Arithmetic
+from .arithmetic import ARITHMETICS, MMDETECTION, Arithmetic
 from .boxes import LAST_PIXEL, constant, resize_boxes
 from .data.transforms import DIVISOR, MEAN, STD
 from .detections import Detections
@@ -63,7 +63,10 @@ def make_batch(images: list[np.ndarray], resize: tuple[int, int] | None, device)
 
 
 def unpack_detections(
-    detections: Detections, network_sizes: Tensor, image_sizes: list[tuple[int, int]], arithmetic: Arithmetic
+    detections: Detections,
+    network_sizes: Tensor,
+    image_sizes: list[tuple[int, int]],
+    arithmetic: Arithmetic = MMDETECTION,
 ) -> list[Result]:
     """Fixed-capacity detections -> one `Result` an image, in pixels of the originals; reads the counts (one sync).
 

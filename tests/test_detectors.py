@@ -175,3 +175,8 @@ def test_a_step_of_training_writes_weights_that_load(arch, shapes, tmp_path):
     assert ("mask_ap" in metrics) == (arch != "faster_rcnn")
     result = models.predict(detector, random_images((64, 96))[0])
     assert (result.masks is None) == (arch == "faster_rcnn")
+
+
+def test_images_that_are_not_padded_are_refused():
+    with pytest.raises(ValueError, match="images must be padded to multiples of 32 pixels"):
+        small_detector("mask_rcnn")(torch.zeros(1, 3, 100, 128), torch.tensor([[100, 128]]))
