@@ -72,12 +72,12 @@ def training_step(detector: nn.Module, optimizer: torch.optim.Optimizer, batch: 
         dtype: float32, or the dtype of automatic mixed precision.
     """
     device = batch.images.device.type
+    optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device, dtype=dtype, enabled=dtype is not torch.float32):
         losses = detector.losses(
             batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
         )
         loss = sum(losses.values())
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()

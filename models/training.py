@@ -88,12 +88,12 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
                 rate = learning_rate(config, iteration, steps_per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["multiple"]
+                optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                     losses = detector.losses(
                         batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
                     )
                     loss = sum(losses.values())
-                optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 limit = config.clip_gradient_norm or math.inf
