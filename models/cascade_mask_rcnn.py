@@ -18,7 +18,7 @@ from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import CascadeMaskRCNNConfig
-from .detections import Detections, best_detections, own_class_masks
+from .detections import Detections, best_detections, mask_probabilities
 from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead
 from .padding import rows_below, used_capacity
@@ -78,8 +78,8 @@ class CascadeMaskRCNN(nn.Module):
         capacity = used_capacity(count, labels.shape[1])
         valid = rows_below(count, capacity)
         roi_features = self.roi_features(features, boxes_to_rois(boxes[:, :capacity], valid), MASK_SIZE)
-        mask_logits = [head(roi_features) for head in self.mask_heads]
-        return own_class_masks(mask_logits, labels[:, :capacity], valid, labels.shape[1])
+        mask_logits = [head(roi_features, labels[:, :capacity].flatten()) for head in self.mask_heads]
+        return mask_probabilities(mask_logits, valid, labels.shape[1])
 
     def losses(
         self,
@@ -114,7 +114,8 @@ class CascadeMaskRCNN(nn.Module):
             losses[f"stage{stage}.loss_box"] = weight * loss_box
             if self.mask_heads is not None:
                 positives = positives_in_front(samples, config)
-                mask_logits = self.mask_heads[stage](self.roi_features(features, positives.rois, MASK_SIZE))
+                mask_features = self.roi_features(features, positives.rois, MASK_SIZE)
+                mask_logits = self.mask_heads[stage](mask_features, positives.labels.flatten())
                 losses[f"stage{stage}.loss_mask"] = weight * mask_head_loss(mask_logits, positives, gt_masks)
             boxes, valid = refine(samples, deltas, stds, image_sizes, config)
         return losses

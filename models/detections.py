@@ -52,18 +52,16 @@ def best_detections(
     return boxes, scores, labels, count
 
 
-def own_class_masks(mask_logits: list[Tensor], labels: Tensor, valid: Tensor, max_detections: int) -> Tensor:
-    """Mask probabilities of each detection's own class, the mean over the heads.
+def mask_probabilities(mask_logits: list[Tensor], valid: Tensor, max_detections: int) -> Tensor:
+    """The mean over the mask heads.
 
     Args:
-        mask_logits: one [N * P, K, M, M] a mask head.
-        labels: [N, P], P <= max_detections; valid: [N, P] bool, 0 elsewhere.
+        mask_logits: one [N * P, M, M] a mask head.
+        valid: [N, P] bool, P <= max_detections; 0 elsewhere.
 
     Returns:
         [N, max_detections, M, M]
     """
-    size = mask_logits[0].shape[2:]
-    own_class = labels.clamp(min=0).flatten()[:, None, None, None].expand(-1, 1, *size)
-    probs = sum(logits.gather(1, own_class).sigmoid() for logits in mask_logits) / len(mask_logits)
-    probs = probs.view(*labels.shape, *size) * valid[..., None, None]
-    return F.pad(probs, (0, 0, 0, 0, 0, max_detections - labels.shape[1]))
+    probs = sum(logits.sigmoid() for logits in mask_logits) / len(mask_logits)
+    probs = probs.unflatten(0, valid.shape) * valid[..., None, None]
+    return F.pad(probs, (0, 0, 0, 0, 0, max_detections - valid.shape[1]))

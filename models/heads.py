@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 BOX_SIZE, MASK_SIZE = 7, 14
 """Sides of the RoI features of box and mask heads, in cells."""
@@ -94,12 +96,12 @@ class MaskHead(nn.Module):
             roi_features = roi_features + F.relu_(self.previous(previous))
         return self.convs(roi_features)
 
-    def mask_logits(self, features: Tensor) -> Tensor:
-        """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
-        return self.logits(F.relu_(self.upsample(features))).float()
+    def mask_logits(self, features: Tensor, labels: Tensor) -> Tensor:
+        """[R, C, 14, 14] and the classes [R] -> mask logits [R, 28, 28]"""
+        return own_class_logits(features, labels, self.upsample, self.logits)
 
-    def forward(self, roi_features: Tensor, previous: Tensor | None = None) -> Tensor:
-        return self.mask_logits(self.features(roi_features, previous))
+    def forward(self, roi_features: Tensor, labels: Tensor, previous: Tensor | None = None) -> Tensor:
+        return self.mask_logits(self.features(roi_features, previous), labels)
 
 
 class ResidualMaskHead(nn.Module):
@@ -112,9 +114,30 @@ class ResidualMaskHead(nn.Module):
         self.logits = nn.Conv2d(channels, num_classes, 1)
         kaiming(self.upsample, self.logits)
 
-    def forward(self, roi_features: Tensor) -> Tensor:
-        """[R, C, 14, 14] -> mask logits [R, num_classes, 28, 28]"""
-        return self.logits(F.relu_(self.upsample(self.blocks(roi_features)))).float()
+    def forward(self, roi_features: Tensor, labels: Tensor) -> Tensor:
+        """[R, C, 14, 14] and the classes [R] -> mask logits [R, 28, 28]"""
+        return own_class_logits(self.blocks(roi_features), labels, self.upsample, self.logits)
+
+
+def own_class_logits(features: Tensor, labels: Tensor, upsample: nn.ConvTranspose2d, logits: nn.Conv2d) -> Tensor:
+    """Mask logits [R, 2 M, 2 M] of one class a RoI, without those of the others.
+
+    Args:
+        features: [R, C, M, M]; labels: [R], any number where it does not matter.
+        upsample: by 2; a ReLU follows. logits: 1x1, C -> num_classes.
+    """
+    labels = labels.clamp(0, logits.out_channels - 1)
+
+    def compute(features: Tensor) -> Tensor:
+        hidden = F.relu_(upsample(features))
+        weight, bias = logits.weight.flatten(1)[labels], logits.bias[labels]
+        own = torch.baddbmm(bias[:, None, None], weight[:, None], hidden.flatten(2))
+        return own.view(len(hidden), *hidden.shape[2:]).float()
+
+    if not torch.is_grad_enabled():
+        return compute(features)
+    # The up-sampled features would be the largest thing that training keeps; making them again is one layer of many.
+    return checkpoint(compute, features, use_reentrant=False, preserve_rng_state=False)
 
 
 class SemanticHead(nn.Module):

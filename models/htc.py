@@ -23,7 +23,7 @@ from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import HTCConfig
-from .detections import Detections, best_detections, own_class_masks
+from .detections import Detections, best_detections, mask_probabilities
 from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead, SemanticHead, conv_stack
 from .losses import semantic_loss
@@ -116,11 +116,11 @@ class HTC(nn.Module):
         logits, flow = [], None
         for head in self.mask_heads:
             hidden = head.features(roi_features, flow)
-            logits.append(head.mask_logits(hidden))
+            logits.append(head.mask_logits(hidden, labels[:, :capacity].flatten()))
             flow = hidden if self.config.mask_info_flow else None
         if self.config.mask_average == "last":
             logits = logits[-1:]
-        return own_class_masks(logits, labels[:, :capacity], valid, labels.shape[1])
+        return mask_probabilities(logits, valid, labels.shape[1])
 
     def losses(
         self,
@@ -171,4 +171,5 @@ class HTC(nn.Module):
         # The earlier heads' features are computed anew, for these RoIs; gradients reach those heads, too.
         for head in self.mask_heads[:stage] if self.config.mask_info_flow else ():
             flow = head.features(roi_features, flow)
-        return mask_head_loss(self.mask_heads[stage](roi_features, flow), positives, gt_masks)
+        mask_logits = self.mask_heads[stage](roi_features, positives.labels.flatten(), flow)
+        return mask_head_loss(mask_logits, positives, gt_masks)

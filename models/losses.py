@@ -30,15 +30,13 @@ def class_loss(logits: Tensor, labels: Tensor, valid: Tensor, num_samples: Tenso
     return (loss * valid).sum() / num_samples
 
 
-def mask_loss(mask_logits: Tensor, targets: Tensor, labels: Tensor, positive: Tensor) -> Tensor:
-    """Binary cross entropy of the own-class mask (Mask R-CNN, section 3), mean over positives and pixels.
+def mask_loss(mask_logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
+    """Binary cross entropy of the own class's mask (Mask R-CNN, section 3), mean over positives and pixels.
 
     Args:
-        mask_logits: [R, num_classes, M, M]; targets: [R, M, M] in {0, 1}; labels: [R]; positive: [R] bool.
+        mask_logits: [R, M, M]; targets: [R, M, M] in {0, 1}; positive: [R] bool.
     """
-    own_class = labels.clamp(max=mask_logits.shape[1] - 1)[:, None, None, None].expand(-1, 1, *mask_logits.shape[2:])
-    logits = mask_logits.gather(1, own_class).squeeze(1)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=(1, 2))
+    loss = F.binary_cross_entropy_with_logits(mask_logits, targets.float(), reduction="none").mean(dim=(1, 2))
     return (loss * positive).sum() / positive.sum().clamp(min=1)
 
 

@@ -17,7 +17,7 @@ from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_class_boxes
 from .config import MaskRCNNConfig
-from .detections import Detections, best_detections, own_class_masks
+from .detections import Detections, best_detections, mask_probabilities
 from .fpn import FPN
 from .heads import BOX_SIZE, MASK_SIZE, BoxHead, MaskHead
 from .padding import rows_below, used_capacity
@@ -60,8 +60,8 @@ class MaskRCNN(nn.Module):
         capacity = used_capacity(count, config.max_detections)
         valid = rows_below(count, capacity)
         rois = boxes_to_rois(boxes[:, :capacity], valid)
-        mask_logits = self.mask_head(self.roi_features(features, rois, MASK_SIZE))
-        masks = own_class_masks([mask_logits], labels[:, :capacity], valid, config.max_detections)
+        mask_logits = self.mask_head(self.roi_features(features, rois, MASK_SIZE), labels[:, :capacity].flatten())
+        masks = mask_probabilities([mask_logits], valid, config.max_detections)
         return Detections(boxes, scores, labels, masks, count)
 
     def roi_features(self, features: list[Tensor], rois: Tensor, size: int) -> Tensor:
@@ -99,6 +99,7 @@ class MaskRCNN(nn.Module):
         )
 
         positives = positives_in_front(samples, config)
-        mask_logits = self.mask_head(self.roi_features(features, positives.rois, MASK_SIZE))
+        mask_features = self.roi_features(features, positives.rois, MASK_SIZE)
+        mask_logits = self.mask_head(mask_features, positives.labels.flatten())
         losses["loss_mask"] = mask_head_loss(mask_logits, positives, gt_masks)
         return losses

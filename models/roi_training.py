@@ -104,7 +104,7 @@ def positives_in_front(samples: RoISamples, config) -> RoISamples:
 
 
 def mask_head_loss(mask_logits: Tensor, positives: RoISamples, gt_masks) -> Tensor:
-    """Loss of mask logits [N * S, K, M, M] against the `PackedMasks` of the batch, cut out by the RoIs."""
+    """Loss of mask logits [N * S, M, M] of own classes against the `PackedMasks` of the batch, cut out by the RoIs."""
     num_images, num_gt = gt_masks.offsets.shape
     first = torch.arange(num_images, device=mask_logits.device)[:, None] * num_gt
     targets = cascadeops.mask_targets(
@@ -115,4 +115,4 @@ def mask_head_loss(mask_logits: Tensor, positives: RoISamples, gt_masks) -> Tens
         torch.where(positives.positive, positives.gt_index + first, -1).flatten(),
         mask_logits.shape[-1],
     )
-    return mask_loss(mask_logits, targets, positives.labels.flatten(), positives.positive.flatten())
+    return mask_loss(mask_logits, targets, positives.positive.flatten())

@@ -23,7 +23,7 @@ from .arithmetic import ARITHMETICS
 from .backbones import build_backbone
 from .boxes import boxes_to_rois, decode_boxes
 from .config import SCNetConfig
-from .detections import Detections, best_detections, own_class_masks
+from .detections import Detections, best_detections, mask_probabilities
 from .fpn import FPN
 from .heads import (
     BOX_SIZE,
@@ -132,8 +132,8 @@ class SCNet(nn.Module):
         rois, shared = boxes_to_rois(boxes[:, :capacity], valid), None
         if self.feature_relay is not None:
             shared = self.box_heads[-1].shared_features(self.box_features(context, rois))
-        logits = self.mask_head(self.mask_features(context, rois, shared))
-        return own_class_masks([logits], labels[:, :capacity], valid, labels.shape[1])
+        logits = self.mask_head(self.mask_features(context, rois, shared), labels[:, :capacity].flatten())
+        return mask_probabilities([logits], valid, labels.shape[1])
 
     def losses(
         self,
@@ -179,6 +179,7 @@ class SCNet(nn.Module):
         # The mask head is trained on the positives of the last stage, whose boxes are the best.
         positives = positives_in_front(samples, config)
         shared = shared.view(*samples.valid.shape, -1)[:, : positives.valid.shape[1]].flatten(0, 1)
-        mask_logits = self.mask_head(self.mask_features(context, positives.rois, shared))
+        mask_features = self.mask_features(context, positives.rois, shared)
+        mask_logits = self.mask_head(mask_features, positives.labels.flatten())
         losses["loss_mask"] = sum(config.stage_weights) * mask_head_loss(mask_logits, positives, gt_masks)
         return losses

@@ -116,6 +116,11 @@ def stats_close(ours: torch.Tensor, golden: np.ndarray, rtol: float = 1e-4) -> N
     assert abs(stats[0] - golden[0]) < rtol * golden[1]
 
 
+def all_class_logits(mask_head: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """What mmdetection computes, and our mask heads only for the class of each RoI: [R, num_classes, 28, 28]"""
+    return mask_head.logits(mask_head.upsample(features).relu())
+
+
 def make_small_copies(folder: str) -> None:
     keys = {}
     for case in CASES:

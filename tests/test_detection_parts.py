@@ -14,7 +14,7 @@ from models.config import MaskRCNNConfig
 from models.data.batch import collate
 from models.data.transforms import transform
 from models.detections import best_detections
-from models.heads import FeatureRelay, SemanticHead
+from models.heads import FeatureRelay, MaskHead, SemanticHead
 from models.losses import box_loss, class_loss, image_label_loss, mask_loss, semantic_loss
 from models.matching import IGNORED, NEGATIVE, sample_matches
 from models.padding import rows_below, used_capacity
@@ -254,13 +254,39 @@ def test_class_loss_ignores_padding_rows():
     assert loss.item() == pytest.approx(np.log(4))
 
 
-def test_mask_loss_takes_the_own_class():
-    logits = torch.zeros(2, 3, 2, 2)
-    logits[0, 1], logits[0, 0] = 20.0, -20.0
-    targets = torch.ones(2, 2, 2, dtype=torch.uint8)
-    positive = torch.tensor([True, False])
-    assert mask_loss(logits, targets, torch.tensor([1, 3]), positive).item() < 1e-6
-    assert mask_loss(logits, targets, torch.tensor([0, 3]), positive).item() == pytest.approx(20, rel=1e-6)
+def test_mask_loss_is_that_of_the_positives():
+    logits = torch.tensor([20.0, -20.0, -20.0])[:, None, None].expand(-1, 2, 2)
+    targets = torch.ones(3, 2, 2, dtype=torch.uint8)
+    assert mask_loss(logits, targets, torch.tensor([True, False, False])).item() < 1e-6
+    assert mask_loss(logits, targets, torch.tensor([True, True, False])).item() == pytest.approx(10, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_masks_are_those_of_the_own_class(layout):
+    torch.manual_seed(0)
+    head = MaskHead(8, num_convs=1, num_classes=5).to(memory_format=layout)
+    torch.nn.init.normal_(head.logits.bias)
+    features = torch.randn(4, 8, 3, 3).to(memory_format=layout).requires_grad_()
+    labels, weight = torch.tensor([2, 4, 0, 2]), torch.randn(4, 6, 6)
+    leaves = [features, *head.parameters()]
+
+    every_class = head.logits(head.upsample(head.features(features)).relu())
+    expected = every_class[torch.arange(4), labels]
+    found = head(features, labels)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad((maps * weight).sum(), leaves) for maps in (found, expected))
+    torch.testing.assert_close(*gradients)
+    with torch.no_grad():
+        # The labels of padding rows and of the background name no mask.
+        torch.testing.assert_close(head(features, torch.tensor([2, -1, 5, 2]))[::3], expected[::3])
+
+
+def test_training_does_not_keep_the_upsampled_features():
+    head = MaskHead(8, num_convs=1, num_classes=5)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        head(torch.randn(4, 8, 14, 14), torch.tensor([2, 4, 0, 2])).sum()
+    assert max(kept) <= 4 * 8 * 14 * 14
 
 
 def test_semantic_loss_means():

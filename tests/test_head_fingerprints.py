@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden_cases import CASES, all_keys
+from golden_cases import CASES, all_class_logits, all_keys
 from test_backbone_fingerprints import uniform, weight
 
 from models.heads import BOX_SIZE, MASK_SIZE
@@ -99,7 +99,7 @@ def run_htc(pyramid, rois):
     features, flow = detector.mask_features(context, rois), None
     for stage, head in enumerate(detector.mask_heads):
         flow = head.features(features, flow)
-        found[f"mask.s{stage}"] = head.mask_logits(flow)
+        found[f"mask.s{stage}"] = all_class_logits(head, flow)
     return found | {"sem.logits": sem_logits, "sem.feat": context.semantic}
 
 
@@ -110,14 +110,16 @@ def run_scnet(pyramid, rois):
         found[f"s{stage}.cls"], found[f"s{stage}.reg"], shared = head(detector.box_features(context, rois))
     found |= {"sem.logits": sem_logits, "sem.feat": context.semantic}
     found |= {"glb.logits": class_logits, "glb.feat": context.image, "relay": detector.feature_relay(shared)}
-    return found | {"mask": detector.mask_head(detector.mask_features(context, rois, shared))}
+    features = detector.mask_head.blocks(detector.mask_features(context, rois, shared))
+    return found | {"mask": all_class_logits(detector.mask_head, features)}
 
 
 def run_mask_rcnn(pyramid, rois):
     detector = build("mask_rcnn_r50_fpn_1x")
     found = {}
     found["cls"], found["reg"], _ = detector.box_head(detector.roi_features(pyramid, rois, BOX_SIZE))
-    return found | {"mask": detector.mask_head(detector.roi_features(pyramid, rois, MASK_SIZE))}
+    features = detector.mask_head.features(detector.roi_features(pyramid, rois, MASK_SIZE))
+    return found | {"mask": all_class_logits(detector.mask_head, features)}
 
 
 @pytest.fixture(scope="module")

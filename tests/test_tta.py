@@ -130,18 +130,18 @@ class PlainView:
 
     def masks(self, boxes, labels):
         """A list of mask probabilities [D, 28, 28], one of each mask head, un-mirrored."""
-        boxes = [self.to_view(box) for box in boxes]
+        boxes, labels = [self.to_view(box) for box in boxes], torch.tensor(labels)
         x = self.pooled(boxes, 14)
         logits = []
         if self.detector.arch == "scnet":
             shared = self.detector.box_heads[2].shared_features(self.pooled(boxes, 7))
-            logits.append(self.detector.mask_head(x + self.detector.feature_relay(shared)))
+            logits.append(self.detector.mask_head(x + self.detector.feature_relay(shared), labels))
         else:
             flow = None
             for head in self.detector.mask_heads:
-                logits.append(head(x, flow))
+                logits.append(head(x, labels, flow))
                 flow = head.features(x, flow)
-        own = [torch.stack([maps[i, label] for i, label in enumerate(labels)]).sigmoid().numpy() for maps in logits]
+        own = [maps.sigmoid().numpy() for maps in logits]
         return [maps[:, :, ::-1] if self.flipped else maps for maps in own]
 
 
