@@ -46,6 +46,14 @@ def small_detector(arch: str, **fields) -> torch.nn.Module:
     return detector
 
 
+def shallow_detector(arch: str, **fields) -> torch.nn.Module:
+    """`small_detector` with every repeated layer once, for what takes time in proportion to the number of layers."""
+    config = recipes.small(arch).detector
+    repeated = ("mask_convs", "semantic_convs", "mask_blocks", "semantic_blocks", "global_blocks")
+    once = {name: 1 for name in repeated if hasattr(config, name)}
+    return small_detector(arch, backbone=dataclasses.replace(config.backbone, layers=(1, 1, 1, 1)), **once | fields)
+
+
 def random_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy() for size in sizes]
