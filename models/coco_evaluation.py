@@ -180,7 +180,7 @@ def _detection(entry: Mapping, kind: str, number: int) -> dict:
     if kind == "bbox":
         area = entry["bbox"][2] * entry["bbox"][3]
     else:
-        area = float(mask_api.area(_bytes_rle(entry["segmentation"])))
+        area = float(mask_api.area(bytes_rle(entry["segmentation"])))
     return dict(entry) | {"id": number, "iscrowd": 0, "area": area}
 
 
@@ -198,7 +198,7 @@ def _mask_area(segmentation: list | Mapping, height: int, width: int) -> float:
         return float(mask_api.area(mask_api.merge(parts)))
     if isinstance(segmentation["counts"], list):
         return float(mask_api.area(mask_api.frPyObjects(segmentation, height, width)))
-    return float(mask_api.area(_bytes_rle(segmentation)))
+    return float(mask_api.area(bytes_rle(segmentation)))
 
 
 def _text_rle(rle: Mapping) -> dict:
@@ -209,7 +209,8 @@ def _text_rle(rle: Mapping) -> dict:
     }
 
 
-def _bytes_rle(rle: Mapping) -> dict:
+def bytes_rle(rle: Mapping) -> dict:
+    """Run lengths as pycocotools takes them, of those that JSON holds."""
     counts = rle["counts"]
     return {"size": rle["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
 

@@ -235,3 +235,21 @@ def test_metrics_as_one_flat_line():
         "box_ap_medium": ONE,
         "box_ap/disc": ONE,
     }
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_faster_evaluator_gives_the_same_numbers(kind, monkeypatch):
+    """It is used where it is installed; then the tests above are of it, and this one is of both."""
+    faster = pytest.importorskip("faster_coco_eval")
+    generator = np.random.default_rng(0)
+    boxes = [[int(x) for x in generator.integers([0, 0, 5, 5], [60, 60, 65, 65])] for _ in range(60)]
+    ground = truth(*((i % 5 + 1, (3, 7)[i % 2], box) for i, box in enumerate(boxes[:30])), num_images=5)
+    guesses = [
+        (i % 5 + 1, (3, 7)[i % 2], [box[0] + i % 4, *box[1:]], float(generator.random())) for i, box in enumerate(boxes)
+    ]
+    results = {}
+    for name, classes in {"pycocotools": (COCO, COCOeval), "faster": (faster.COCO, faster.COCOeval_faster)}.items():
+        monkeypatch.setattr("models.coco_evaluation.COCO", classes[0])
+        monkeypatch.setattr("models.coco_evaluation.COCOeval", classes[1])
+        results[name] = average_precision(ground, found(kind, *guesses), kind)
+    assert results["faster"] == results["pycocotools"] and 0 < results["faster"].ap < 1

@@ -24,6 +24,13 @@ def test_the_new_file_replaces_the_old_one_and_leaves_nothing_behind(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("length", [0, 1, 1000, 1001, 2500])
+def test_a_long_list_is_written_in_parts_that_make_one_text(tmp_path, length):
+    value = [{"score": 1 / (i + 1), "name": 'a, "b"'} for i in range(length)]
+    files.write_json(tmp_path / "a.json", value)
+    assert (tmp_path / "a.json").read_text() == json.dumps(value)
+
+
 def test_mode_and_symbolic_links_are_kept(tmp_path):
     real, link = tmp_path / "real", tmp_path / "link"
     real.write_text("old")
