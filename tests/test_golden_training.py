@@ -119,8 +119,8 @@ def test_gradients(training):
     assert errors[worst] < 2e-3, worst
     without = {name for name, parameter in ours.items() if parameter.grad is None}
     assert without == set(map(rename, json.loads(str(golden["no_grad_names_json"]))))
-    # HTC's single elements, measured against ours in float64: ours are off by up to 1.07e-2, mmdetection's by 1.04e-2, and
-    # by 6.6e-3 from each other; with SiLU in place of ReLU ours by 8e-4. So it is rounding, at which ReLUs turn over.
+    # HTC's single elements against ours in float64: ours are off by up to 1.07e-2, mmdetection's by 1.04e-2 (they
+    # differ by 6.6e-3); with SiLU in place of ReLU ours by 8e-4. So it is rounding, at which ReLUs turn over.
     rtol = 1e-2 if training.detector.arch == "htc" else 5e-3
     for i, name in enumerate(json.loads(str(golden["grad_rep_names_json"]))):
         flat = ours[rename(name)].grad.contiguous().flatten()
