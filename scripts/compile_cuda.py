@@ -1,4 +1,4 @@
-"""Compiles every CUDA source for each architecture, warnings as errors, and prints what the kernels use of a GPU.
+"""Compiles every CUDA source for all architectures, warnings as errors, and prints what the kernels use of a GPU.
 
     python scripts/compile_cuda.py [--architectures 80 90] [--jobs 2]
 
@@ -29,25 +29,27 @@ USAGE = {
 }
 
 
-def compile_source(source: str, architecture: str, nvcc: str, torch: Path) -> tuple[bool, str]:
-    """(whether it compiled, the compiler's messages)."""
+def compile_source(source: str, architectures: list[str], nvcc: str, torch: Path) -> tuple[bool, str]:
+    """(whether it compiled, the compiler's messages). One call for all architectures: the host's part is the same."""
     includes = ["-Icsrc", "-isystem", str(torch / "include")]
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *build.NVCC_FLAGS, *STRICT, *build.gencode([architecture]), "-DUSE_CUDA", *build.DEFINES]
+        command = [nvcc, *build.NVCC_FLAGS, *STRICT, *build.gencode(architectures), "-DUSE_CUDA", *build.DEFINES]
         command += [*includes, "-c", source, "-o", f"{folder}/object.o"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return result.returncode == 0, result.stdout + result.stderr
 
 
-def kernels_of(messages: str) -> list[tuple[str, dict[str, int]]]:
-    """[(kernel's name, its use of each resource)], from the output of ptxas -v."""
+def kernels_of(messages: str) -> list[tuple[str, str, dict[str, int]]]:
+    """[(architecture, kernel's name, its use of each resource)], from the output of ptxas -v."""
     found = []
     for block in re.split(r"Compiling entry function ", messages)[1:]:
-        mangled = re.match(r"'(\w+)'", block)[1]
+        mangled, architecture = re.match(r"'(\w+)' for '(\w+)'", block).groups()
         numbers = {name: re.search(pattern, block) for name, pattern in USAGE.items()}
-        found.append((mangled, {name: int(match[1]) if match else 0 for name, match in numbers.items()}))
-    names = subprocess.run(["c++filt", *(name for name, _ in found)], capture_output=True, text=True).stdout.split("\n")
-    return [(short_name(name), usage) for name, (_, usage) in zip(names, found, strict=False)]
+        found.append((architecture, mangled, {name: int(match[1]) if match else 0 for name, match in numbers.items()}))
+    command = ["c++filt", *(name for _, name, _ in found)]
+    names = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
+    kernels = [(arch, short_name(name), usage) for name, (arch, _, usage) in zip(names, found, strict=False)]
+    return sorted(kernels, key=lambda kernel: kernel[0])
 
 
 def short_name(demangled: str) -> str:
@@ -70,21 +72,20 @@ def main() -> int:
         build.fail("there is no nvcc in $CUDA_HOME/bin, PATH or /usr/local/cuda/bin.")
     nvcc, _, version = build.find_toolkit(nvcc)
     torch, torch_version = build.find_torch()
-    tasks = list(itertools.product(build.CUDA.sources[1:], options.architectures))
-    print(
-        f"CUDA {version}, headers of torch {torch_version}, {len(tasks)} compilations, warnings are errors", flush=True
-    )
+    sources, architectures = build.CUDA.sources[1:], options.architectures
+    targets = " and ".join(f"sm_{name}" for name in architectures)
+    print(f"CUDA {version}, headers of torch {torch_version}, {len(sources)} sources for {targets}", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda task: compile_source(*task, nvcc, torch), tasks))
+        results = list(pool.map(lambda source: compile_source(source, architectures, nvcc, torch), sources))
     print("".join(f"{name:>14}" for name in ["architecture", *USAGE]) + "  kernel")
-    for (source, architecture), (compiled, messages) in zip(tasks, results, strict=True):
-        print(f"{source} for sm_{architecture}" + ("" if compiled else f" DID NOT COMPILE\n{messages}"))
-        for name, usage in kernels_of(messages) if compiled else []:
-            numbers = "".join(f"{value:>14}" for value in [f"sm_{architecture}", *usage.values()])
+    for source, (compiled, messages) in zip(sources, results, strict=True):
+        print(source + ("" if compiled else f" DID NOT COMPILE\n{messages}"))
+        for architecture, name, usage in kernels_of(messages) if compiled else []:
+            numbers = "".join(f"{value:>14}" for value in [architecture, *usage.values()])
             print(f"{numbers}  {name if len(name) <= 80 else name[:77] + '...'}")
     failed = sum(not compiled for compiled, _ in results)
-    print(f"{len(tasks) - failed} of {len(tasks)} compiled")
-    return 1 if failed or not tasks else 0
+    print(f"{len(sources) - failed} of {len(sources)} compiled for {targets}")
+    return 1 if failed or not sources else 0
 
 
 if __name__ == "__main__":
