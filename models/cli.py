@@ -10,6 +10,7 @@ PROGRAMS = {
     "predict": "find objects in pictures: overlays and COCO results",
     "classify": "name what is in pictures, or measure an ImageNet classifier",
     "data": "write the generated data set as a COCO folder",
+    "export": "compile a detector into a .pt2 package, for Python and C++",
     "convert": "weights of mmdetection, torchvision and others to ours",
     "weights": "list and fetch published weights",
     "doctor": "what is installed, which kernels run here, and whether they compute correctly",
