@@ -163,11 +163,11 @@ def test_more_shapes_are_compiled_than_dynamo_would(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     fixed = FixedShapes(Toy(), None, compile_run)
-    for width in range(32, 32 * 13, 32):
+    for width in range(32, 32 * 10, 32):
         images, sizes = torch.randint(256, (1, 3, 32, width)).float(), torch.tensor([[32, width]])
         for _ in range(2):
             assert identical_detections(fixed(images, sizes), Toy()(images, sizes))
-    assert len(fixed.recordings) == 12
+    assert len(fixed.recordings) == 9
 
 
 # What is refused
