@@ -16,8 +16,8 @@ import cascadeops
 from benchmarks.detector_cases import IMAGE_SIZE, random_images, row_detector, training_batch, training_step
 from benchmarks.detector_peers import PEERS
 from benchmarks.memory_prediction import DTYPES, predict
+from models.folding import folded
 from models.inference import unpack_detections
-from models.norms import fold_batch_norms
 from models.published_rows import PUBLISHED_ROWS
 from models.training import make_optimizer
 
@@ -51,7 +51,7 @@ def ours(dtype: str) -> str:
 
 def inference(row: str, device: torch.device, dtype: str, batch_size: int, image_size: tuple[int, int]):
     """A function without arguments that gives the row's `Detections`, and the image sizes as a CPU tensor."""
-    detector = fold_batch_norms(row_detector(row)).to(device)
+    detector = folded(row_detector(row)).to(device)
     images, sizes = random_images(batch_size, image_size)
     on_device = images.to(device), sizes.to(device)
 

@@ -82,7 +82,7 @@ def main(options: Classify) -> None:
     from rich.console import Console
 
     from .devices import choose_device
-    from .norms import fold_batch_norms
+    from .folding import folded
 
     device = choose_device(options.device)
     model, names_of_weights = load_classifier(options.arch, options.weights)
@@ -93,7 +93,7 @@ def main(options: Classify) -> None:
             where=options.class_names or options.weights,
             why=f"{len(classes)} names, {model.fc.out_features} classes in the weights",
         )
-    model = fold_batch_norms(model).to(device)
+    model = folded(model).to(device)
     console, faults = Console(highlight=False), []
     if folders:
         evaluate(model, folders, classes, options, console, faults)

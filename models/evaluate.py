@@ -89,7 +89,7 @@ def evaluate_detector(
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
     Args:
-        detector: on any device; a copy of it is used, in eval mode and with its batch norms folded.
+        detector: on any device; a copy of it is used, folded (`models.folding`).
         resize: None: images as they are; (short, long): the largest size within these limits.
         max_images: only the first images of the data set.
         progress: advanced by each batch.
@@ -101,15 +101,15 @@ def evaluate_detector(
     from .arithmetic import ARITHMETICS
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
+    from .folding import folded
     from .inference import unpack_detections
-    from .norms import fold_batch_norms
     from .tta import detect_in_views
 
     device = next(detector.parameters()).device
     entries: dict[str, list[dict]] = {"bbox": []}
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
-    detector = fold_batch_norms(detector)
+    detector = folded(detector)
     arithmetic = ARITHMETICS[detector.config.arithmetic]
     for batch in evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images):
         start = time.perf_counter()

@@ -17,7 +17,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int, roi_size: int, hidden: int, num_classes: int, class_specific: bool = False):
         super().__init__()
-        self.fc1 = nn.Linear(channels * roi_size**2, hidden)
+        self.fc1 = RoILinear(channels, roi_size, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.class_logits = nn.Linear(hidden, num_classes + 1)
         self.deltas = nn.Linear(hidden, 4 * num_classes if class_specific else 4)
@@ -30,13 +30,34 @@ class BoxHead(nn.Module):
 
     def shared_features(self, roi_features: Tensor) -> Tensor:
         """[R, C, roi_size, roi_size] -> [R, hidden]"""
-        return F.relu_(self.fc2(F.relu_(self.fc1(roi_features.flatten(1)))))
+        return F.relu_(self.fc2(F.relu_(self.fc1(roi_features))))
 
     def forward(self, roi_features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class logits [R, num_classes + 1] (background last), deltas [R, 4] or [R, num_classes * 4], and the shared
         features [R, hidden]."""
         shared = self.shared_features(roi_features)
         return self.class_logits(shared).float(), self.deltas(shared).float(), shared
+
+
+class RoILinear(nn.Linear):
+    """A linear layer on whole RoI features."""
+
+    def __init__(self, channels: int, size: int, hidden: int):
+        super().__init__(channels * size**2, hidden)
+        self.roi_shape = (channels, size, size)
+
+    def take_channels_last(self) -> None:
+        """For inference: the weight [hidden, C * size * size] becomes [hidden, size, size, C], the order in which
+        channels-last features lie in memory, so that they need no copy."""
+        if self.weight.dim() == 2:
+            weight = self.weight.detach().unflatten(1, self.roi_shape).permute(0, 2, 3, 1).contiguous()
+            self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, roi_features: Tensor) -> Tensor:
+        """[R, C, size, size] -> [R, hidden]"""
+        if self.weight.dim() == 4:
+            roi_features = roi_features.permute(0, 2, 3, 1)
+        return F.linear(roi_features.flatten(1), self.weight.flatten(1), self.bias)
 
 
 class ConvReLU(nn.Conv2d):

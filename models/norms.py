@@ -1,18 +1,13 @@
-"""Norm layers by name, and their disappearance into the convolutions before them."""
+"""Norm layers by name."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config_backbones import BackboneConfig
-from .deformable import DeformableConv2d
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -46,30 +41,3 @@ def make_norm(config: BackboneConfig, channels: int) -> nn.Module:
         "sync_batch": nn.SyncBatchNorm,
     }[config.norm]
     return norm(channels, config.norm_eps)
-
-
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose batch norms are part of the convolutions before them: same results, fewer passes."""
-    module = copy.deepcopy(module).eval()
-    for parent in list(module.modules()):
-        for conv_parent, conv_name, norm_parent, norm_name in list(_neighbours(parent)):
-            conv, norm = getattr(conv_parent, conv_name), getattr(norm_parent, norm_name)
-            if isinstance(conv, nn.Conv2d | DeformableConv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(conv_parent, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(norm_parent, norm_name, nn.Identity())
-    return module
-
-
-def _neighbours(parent: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module, str]]:
-    """Children that run one after the other, each as (its owner, its name).
-
-    Every block registers a norm right behind its convolution; Res2Net a list of norms behind a list of convolutions;
-    and a deep stem, with its norm behind it, ends in the last of its three convolutions.
-    """
-    for (name, child), (next_name, next_child) in pairwise(parent.named_children()):
-        if isinstance(child, nn.ModuleList) and isinstance(next_child, nn.ModuleList):
-            yield from ((child, str(i), next_child, str(i)) for i in range(min(len(child), len(next_child))))
-        elif isinstance(child, nn.Sequential) and len(child):
-            yield child, str(len(child) - 1), parent, next_name
-        else:
-            yield parent, name, parent, next_name

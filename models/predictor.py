@@ -15,8 +15,8 @@ from .checkpoint import class_table, load_detector, load_weights
 from .devices import choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
 from .fixed_shapes import Compile, with_fixed_shapes
+from .folding import folded
 from .inference import predict
-from .norms import fold_batch_norms
 from .results import Result
 from .sources import batches, is_endless, is_one_picture, pictures
 from .tta import Views, check_detector
@@ -88,7 +88,7 @@ class Predictor:
                     "test-time augmentation runs uncompiled", where=f"Predictor(tta=..., compile={compile!r})"
                 )
         self.device = choose_device(device)
-        self.detector = fold_batch_norms(module).to(self.device)  # a copy: the one given stays as it is
+        self.detector = folded(module).to(self.device)  # a copy: the one given stays as it is
         self.dtype = _half_dtype(self.device) if half else torch.float32
         self.resize, self.tta = resize, tta
         if resize == "trained":

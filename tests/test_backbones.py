@@ -17,8 +17,9 @@ from models.classifiers import Classifier
 from models.config_backbones import BACKBONES, BackboneConfig, as_classifier, as_maskrcnn_benchmark, with_deformable
 from models.deformable import DeformableConv2d
 from models.errors import UsageError
+from models.folding import folded
 from models.names_backbones import from_mmdetection
-from models.norms import fold_batch_norms, make_norm
+from models.norms import make_norm
 
 SMALL = BackboneConfig(layers=(2, 1, 1, 1), width=16, frozen_stages=0)
 RES2NET = replace(SMALL, block="res2net", base_width=26, scale=4)
@@ -381,11 +382,11 @@ def test_frozen_stages(frozen_stages):
 def test_folded_norms_compute_the_same(family, norm):
     config = FAMILIES[family]
     backbone = small_backbone(replace(config, norm=norm, norm_eps=config.norm_eps or 1e-3 * (norm != "fixed_batch")))
-    folded = fold_batch_norms(backbone)
-    assert not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in folded.modules())
+    copy = folded(backbone)
+    assert not any(isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) for module in copy.modules())
     images = image(64, 96)
     with torch.inference_mode():
-        assert_maps_close(folded(images), backbone(images))
+        assert_maps_close(copy(images), backbone(images))
 
 
 @pytest.mark.parametrize("family", GRAPHS)

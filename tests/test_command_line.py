@@ -284,3 +284,14 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m models.predict --help | head -1"
     done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True, timeout=60, env=os.environ)
     assert (done.stdout, done.stderr) == ("Examples:\n", "")
+
+
+@pytest.mark.parametrize(("before", "during"), [(None, "1"), ("0", "0")])
+def test_programs_ask_for_large_pages_unless_told_otherwise(monkeypatch, before, during):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before or "")
+    if before is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    seen = []
+    with pytest.raises(SystemExit):
+        run(Options, lambda _: seen.append(os.environ["THP_MEM_ALLOC_ENABLE"]), examples=[], arguments=[])
+    assert seen == [during]

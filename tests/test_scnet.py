@@ -5,32 +5,49 @@ import json
 
 import pytest
 import torch
-from small_detectors import random_images, small_detector
+from small_detectors import ARCHS, random_images, small_detector
 
 import models
 from models import recipes
 from models.config_backbones import BACKBONES
 from models.errors import DataError
+from models.folding import folded
 from models.inference import make_batch
-from models.norms import fold_batch_norms
 from models.padding import used_capacity
 
 
-def test_folded_batch_norms_compute_the_same():
-    detector = small_detector("scnet").eval()
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_folded_detector_computes_the_same(arch):
+    detector = small_detector(arch).eval()
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.5, 0.5)
-    folded = fold_batch_norms(detector)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    assert not folded.training
-    images, _ = make_batch(random_images((64, 96)), None, "cpu")
+    copy = folded(folded(detector))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copy.modules())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    images, sizes = make_batch(random_images((64, 96)), None, "cpu")
+    features = torch.randn(3, detector.config.channels, 7, 7).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        for expected, level in zip(detector.backbone(images), folded.backbone(images), strict=True):
-            torch.testing.assert_close(level, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+        expected = [*detector.backbone(images), *box_head(detector)(features)]
+        found = [*copy.backbone(images), *box_head(copy)(features)]
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+        expected, found = detector(images, sizes), copy(images, sizes)
+    assert found.count == expected.count > 0
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+
+
+def box_head(detector) -> torch.nn.Module:
+    return detector.box_heads[-1] if hasattr(detector, "box_heads") else detector.box_head
+
+
+def test_weights_do_not_load_into_a_folded_detector():
+    detector = small_detector("scnet")
+    with pytest.raises(RuntimeError, match=r"fc1\.weight"):
+        folded(detector).load_state_dict(detector.state_dict())
 
 
 def test_used_capacity_is_the_capacity_under_compile():
