@@ -65,6 +65,9 @@ class TrainConfig:
     """Semantic class beyond an image: 255, ignored (mmdetection 3.x), or 0 (mmdetection up to 2.x, Paddle)."""
     amp: Literal["off", "auto", "bfloat16", "float16"] = "off"
     """Automatic mixed precision; auto: bfloat16 where the hardware computes with it, else off."""
+    checkpoint_activations: bool = False
+    """Less memory, slower: the backward pass computes anew what is within backbone blocks, mask heads and the semantic
+    branch. Not with norms that learn their statistics (batch, sync_batch)."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes CUDA where it is."""
     workers: int = 2
@@ -97,6 +100,8 @@ class TrainConfig:
             raise ValueError(f"arch {self.arch} needs a detector of {DETECTOR_CONFIGS[self.arch].__name__}")
         if self.semantic == "yes" and not hasattr(self.detector, "semantic"):
             raise ValueError(f"{self.arch} has no semantic branch")
+        if self.checkpoint_activations and self.detector.backbone.norm in ("batch", "sync_batch"):
+            raise ValueError(f"checkpoint_activations: {self.detector.backbone.norm} norms would count a batch twice")
         if self.weights and self.backbone_weights:
             raise ValueError("weights and backbone_weights exclude each other")
 

@@ -25,6 +25,7 @@ from .evaluate import evaluate_detector, save_comparison
 from .files import atomic_write, make_folder, write_json
 from .progress import MetricsLog, Progress
 from .recipes import TrainConfig
+from .recomputation import recompute_activations
 
 
 def train(config: TrainConfig, train_set: PythonData | None = None, val_set: PythonData | None = None) -> None:
@@ -52,6 +53,8 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
 
     torch.manual_seed(config.seed)
     detector = build_from_config(config.arch, config.detector).to(device).train()
+    if config.checkpoint_activations:
+        recompute_activations(detector)
     if config.weights:
         check_weights_classes(config.weights, train_set)
         load_weights(detector, config.weights)
@@ -316,6 +319,7 @@ MAY_CHANGE = {
     "log_every",
     "checkpoint_every",
     "max_evaluation_images",
+    "checkpoint_activations",
 }
 """Settings that do not change what is computed, so that a resumed run may have others."""
 
