@@ -101,7 +101,8 @@ def seed() -> None:
 @pytest.fixture(autouse=True)
 def determinism_is_a_wish_of_one_test():
     yield
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # the call imports PyTorch's compiler: more than a second
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def poisoned_memory():
     """Fills every torch.empty with NaN (integers: the largest value), so that an element a kernel forgot shows."""
     mode = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.set_deterministic_debug_mode(mode)

@@ -1,9 +1,13 @@
 """A small COCO folder, weights of a small detector, and a way to run a program: for the tests of the programs."""
 
 import json
+import multiprocessing
+import os
 import resource
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +84,40 @@ def write_weights(path: Path) -> Path:
     return path
 
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "models.predictor", "models.coco_evaluation"])
+LONGEST = 120.0
+"""Seconds."""
+
+
 def run_program(program: str, *arguments: object, largest_file: int | None = None) -> subprocess.CompletedProcess:
-    """Runs `python -m models.PROGRAM`; `largest_file`: bytes beyond which the system refuses to write."""
-    command = [sys.executable, "-m", f"models.{program}", *map(str, arguments)]
+    """Runs `python -m models.PROGRAM`; `largest_file`: bytes beyond which the system refuses to write.
 
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    In a process of its own, forked from one that has imported torch, which would be most of the time.
+    """
+    command = [f"models.{program}", *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        process = PROCESSES.Process(target=_become, args=(command, folder, dict(os.environ), largest_file))
+        process.start()
+        process.join(LONGEST)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(command, LONGEST)
+        shown = [(Path(folder) / name).read_text() for name in STREAMS]
+    return subprocess.CompletedProcess(command, process.exitcode, *shown)
 
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+
+STREAMS = ("stdout", "stderr")
+
+
+def _become(command: list[str], folder: str, environment: dict[str, str], largest_file: int | None) -> None:
+    """What `python -m` does, in this process; its output goes to files in `folder`."""
+    for descriptor, name in enumerate(STREAMS, start=1):
+        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = command
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
