@@ -39,6 +39,14 @@ class Case:
     def build(self, **fields) -> torch.nn.Module:
         return models.build_detector(self.arch, self.backbone, **(self.fields | fields))
 
+    def with_golden_weights(self, **fields) -> torch.nn.Module:
+        """`build` without drawing random weights first, which takes a second and more."""
+        with torch.device("meta"):
+            detector = self.build(**fields)
+        detector.to_empty(device="cpu")
+        models.load_weights(detector, golden_state(self.config))
+        return detector
+
 
 NO_SEMANTIC, DEFORMABLE, V1D = {"semantic": False}, {"dcn": True}, "res2net101_v1d_26w4s"
 CASES = [

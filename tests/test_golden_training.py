@@ -7,9 +7,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from golden_cases import cases_with, golden_state, load_golden
+from golden_cases import cases_with, load_golden
 
-import models
 from models.config import DETECTOR_CONFIGS
 from models.data.batch import PackedMasks
 from models.inference import make_batch
@@ -26,9 +25,7 @@ class Training:
         fields = {"num_samples": 1_000_000, "rpn": dataclasses.replace(config.rpn, num_samples=1_000_000)}
         if getattr(config, "semantic", False):
             fields["semantic_loss_mean"] = "all"
-        self.detector = case.build(**fields)
-        models.load_weights(self.detector, golden_state(case.config))
-        self.detector.train()
+        self.detector = case.with_golden_weights(**fields).train()
         self.samples = []
 
         def recorded_sampling(*arguments):
