@@ -62,7 +62,7 @@ def square_of(path):
 
 
 def classify(*images, arch="resnet18_narrow", **options) -> None:
-    """The program in this process: `run_program` starts a new one, which takes seconds."""
+    """The program in this process."""
     main(Classify(images=images, arch=arch, resize=64, crop=48, batch_size=4, device="cpu", **options))
 
 
