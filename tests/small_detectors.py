@@ -54,6 +54,14 @@ def shallow_detector(arch: str, **fields) -> torch.nn.Module:
     return small_detector(arch, backbone=dataclasses.replace(config.backbone, layers=(1, 1, 1, 1)), **once | fields)
 
 
+def exported_without_sync(module: torch.nn.Module, *inputs: torch.Tensor) -> torch.nn.Module:
+    """The exported program. `.item()`, `.nonzero()` and boolean indexing, which wait for a GPU, do not stop the export
+    (nor torch.compile); they leave symbols for what they read."""
+    program = torch.export.export(module, inputs)
+    assert not program.range_constraints, "a number or a shape depends on the content of a tensor"
+    return program.module()
+
+
 def random_images(*sizes: tuple[int, int]) -> list[np.ndarray]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator).numpy() for size in sizes]

@@ -10,6 +10,7 @@ from small_detectors import (
     ABLATIONS,
     ARCHS,
     VARIANTS,
+    exported_without_sync,
     random_images,
     shallow_detector,
     small_detector,
@@ -95,14 +96,6 @@ def test_the_forward_is_exported(arch):
     with torch.no_grad():
         exported = exported_without_sync(detector, images, sizes)
         same_detections(detector(images, sizes), exported(images, sizes))
-
-
-def exported_without_sync(detector, *inputs):
-    """The exported program. `.item()`, `.nonzero()` and boolean indexing, which wait for a GPU, do not stop the export
-    (nor torch.compile); they leave symbols for what they read."""
-    program = torch.export.export(detector, inputs)
-    assert not program.range_constraints, "a number or a shape depends on the content of a tensor"
-    return program.module()
 
 
 class GivenPyramid(torch.nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from program_cases import CATEGORY_IDS, CLASS_NAMES, run_program, write_data
+from small_detectors import exported_without_sync
 
 import cascadeops
 import models
@@ -294,6 +295,23 @@ def test_one_graph():
         eager, graph = (function(detector, image, views) for function in (detect_in_views_of_image, compiled))
     for ours, theirs in zip(eager, graph, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+class DetectInViews(torch.nn.Module):
+    def __init__(self, detector, views):
+        super().__init__()
+        self.detector, self.views = detector, views
+
+    def forward(self, image):
+        return detect_in_views_of_image(self.detector, image, self.views)
+
+
+def test_nothing_is_read_on_the_host():
+    module = DetectInViews(small_detector("htc"), Views(((64, 96),)))
+    image, _ = make_batch([random_image(64, 96)], None, "cpu")
+    with torch.no_grad():
+        for ours, theirs in zip(module(image), exported_without_sync(module, image)(image), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 # ---- what it is asked for
