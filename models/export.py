@@ -1,4 +1,4 @@
-"""Compiles a detector ahead of time: `python -m models.export --weights W.safetensors --output detector.pt2`."""
+"""Writes a detector as a file that runs alone: `python -m models.export --weights W.safetensors --output scnet.pt2`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "{program} --weights runs/scnet/weights.safetensors --output scnet.pt2",
     "{program} --weights scnet_r50.safetensors --size 800 1344 --device cuda --half --data coco --split val2017",
+    "{program} --weights scnet_r50.safetensors --output scnet.onnx",
     "{program} --arch htc --size 800 1344 --output htc.pt2        random weights, to see what it takes",
 )
 LEAST_SHARE = 0.95
@@ -26,15 +27,15 @@ LEAST_SHARE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Compiles a detector, from the image tensor to the detections, into one .pt2 file that runs without this code.
+    """Writes a detector, from the image tensor to the detections, as one file that runs without this code.
 
-    torch.export takes the forward whole and AOTInductor compiles it, for one input size and for this processor or GPU;
-    a C++ compiler is needed. It ends with a table: what the package finds beside what the detector finds, the average
-    precision of both, and their time.
+    torch.export takes the forward whole, for one input size. As .pt2, AOTInductor compiles it for this processor or
+    GPU; a C++ compiler is needed. As .onnx it is float32, of ONNX's own operators. Either ends with a table: what the
+    file finds beside what the detector finds, the average precision of both, and their time.
     """
 
     output: Path
-    """The .pt2 file to write."""
+    """The .pt2 or .onnx file to write."""
     weights: Path | None = None
     """A weights file, of ours or of another project."""
     arch: str | None = None
@@ -61,8 +62,12 @@ class Export:
 def main(options: Export) -> None:
     if options.weights is None and options.arch is None:
         raise UsageError("there is nothing to export", fix="--weights FILE, or --arch scnet for random weights")
-    if options.output.suffix != ".pt2":
-        raise UsageError("a package is a .pt2 file", where=f"--output {options.output}")
+    if options.output.suffix not in (".pt2", ".onnx"):
+        raise UsageError("the file must end in .pt2 or .onnx", where=f"--output {options.output}")
+    if options.output.suffix == ".onnx" and (options.half or options.device not in ("auto", "cpu")):
+        raise UsageError(
+            "ONNX is written in float32 and on the CPU", fix="leave --half and --device out, or write .pt2"
+        )
     make_folder(options.output.parent)
 
     # imported here, so that --help and a mistyped option answer at once
@@ -76,7 +81,7 @@ def main(options: Export) -> None:
     from .parity import measure_parity
 
     console = Console(highlight=False)
-    predictor = _predictor(options)
+    predictor = _predictor(options, "cpu" if options.output.suffix == ".onnx" else options.device)
     dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
     largest = dataset.sizes.max(axis=0).tolist() if predictor.resize is None else predictor.resize
     size = options.size or padded_size(*largest)
@@ -86,7 +91,7 @@ def main(options: Export) -> None:
     start = time.perf_counter()
     write_package(options.output, detector, predictor.dtype, size, facts)
     took, megabytes = time.perf_counter() - start, options.output.stat().st_size / 2**20
-    console.print(f"{options.output}: {megabytes:.1f} MiB, compiled in {took:.0f} s", soft_wrap=True, markup=False)
+    console.print(f"{options.output}: {megabytes:.1f} MiB, written in {took:.0f} s", soft_wrap=True, markup=False)
     eager, package = DetectorTuple(detector, predictor.dtype), Package(options.output)
     facts = package.facts
     console.print(f"{facts['arch']}, {facts['dtype']} on {predictor.device}, one image of {size[0]} x {size[1]}")
@@ -112,14 +117,14 @@ def main(options: Export) -> None:
         )
 
 
-def _predictor(options: Export) -> Predictor:
+def _predictor(options: Export, device: str) -> Predictor:
     from .build import build_detector
     from .predictor import Predictor
 
     if options.weights is None:
-        return Predictor(build_detector(options.arch), device=options.device, half=options.half)
+        return Predictor(build_detector(options.arch), device=device, half=options.half)
     detector, weights = (options.arch, options.weights) if options.arch else (options.weights, None)
-    return Predictor(detector, weights, device=options.device, half=options.half)
+    return Predictor(detector, weights, device=device, half=options.half)
 
 
 def _table(parity: Parity, images: int, threads: int, same_classes: bool) -> list[str]:

@@ -1,6 +1,6 @@
-"""A detector compiled ahead of time for one input size: a `.pt2` file that Python and C++ run without its source code.
+"""A detector for one input size in a file that runs without its source code: `.pt2`, compiled ahead of time, or ONNX.
 
-What such a process needs is torch and the operators' binary; examples/cpp is one without Python.
+What runs a .pt2 needs torch and the operators' binary; examples/cpp is such a program without Python.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .detections import Detections
 from .errors import DataError, MachineError, UsageError
 from .files import atomic_path
 from .inference import make_batch, unpack_detections
+from .onnx_package import open_onnx, write_onnx
 from .results import Result
 from .sources import checked_pixels
 
@@ -45,7 +47,7 @@ class DetectorTuple(nn.Module):
         return tuple(tensor for tensor in found if tensor is not None)
 
 
-def as_detections(tensors: tuple[Tensor, ...] | list[Tensor]) -> Detections:
+def as_detections(tensors: Sequence[Tensor]) -> Detections:
     """The result of `DetectorTuple` or of a package, as a detector's."""
     boxes, scores, labels, *mask_probs, count = tensors
     return Detections(boxes, scores, labels, mask_probs[0] if mask_probs else None, count)
@@ -54,7 +56,7 @@ def as_detections(tensors: tuple[Tensor, ...] | list[Tensor]) -> Detections:
 def write_package(
     path: Path, detector: nn.Module, dtype: torch.dtype, size: tuple[int, int], facts: dict[str, str]
 ) -> None:
-    """Exports a detector and compiles it for the processor, or the GPU, on which it is.
+    """Exports a detector: `.pt2`: compiled for the processor, or the GPU, on which it is; `.onnx`: as ONNX's operators.
 
     Args:
         detector: in eval mode, batch norms folded.
@@ -63,7 +65,7 @@ def write_package(
         facts: what else readers should know; see `Package`.
 
     Raises:
-        UsageError: another size. MachineError: no C++ compiler, or what `atomic_path` raises.
+        UsageError: another size. MachineError: no C++ compiler, no onnxscript, or what `atomic_path` raises.
     """
     height, width = size
     if height < 1 or width < 1 or height % DIVISOR or width % DIVISOR:
@@ -72,30 +74,44 @@ def write_package(
         )
     device = next(detector.parameters()).device
     images = torch.zeros(1, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
-    arguments = images, torch.tensor([size], device=device)
     values = {"size": size, "mean": MEAN, "std": STD}
     facts = facts | {name: " ".join(map(str, numbers)) for name, numbers in values.items()}
     facts |= {"format": FORMAT, "arch": detector.arch, "arithmetic": detector.config.arithmetic}
     facts |= {"dtype": str(dtype).removeprefix("torch."), "torch": torch.__version__}
-    from torch._inductor.exc import InvalidCxxCompiler
-
+    write = write_onnx if path.suffix == ".onnx" else write_compiled
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of torch
-        program = torch.export.export(DetectorTuple(detector, dtype), arguments)
-        try:
-            made = torch._inductor.aoti_compile_and_package(
-                program, package_path=f"{folder}/{path.stem}.pt2", inductor_configs={"aot_inductor.metadata": facts}
-            )
-        except InvalidCxxCompiler as error:
-            raise MachineError(
-                "no C++ compiler was found", why="AOTInductor writes C++", fix="apt install g++; or CXX=/path/to/g++"
-            ) from error
+        program = torch.export.export(DetectorTuple(detector, dtype), (images, torch.tensor([size], device=device)))
+        made = Path(folder) / path.name
+        write(made, program, facts)
         with atomic_path(path) as temporary:
             shutil.copyfile(made, temporary)
 
 
+def write_compiled(path: Path, program: torch.export.ExportedProgram, facts: dict[str, str]) -> None:
+    """Compiles a program by AOTInductor."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    options = {"aot_inductor.metadata": facts}
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+    except InvalidCxxCompiler as error:
+        raise MachineError(
+            "no C++ compiler was found", why="AOTInductor writes C++", fix="apt install g++; or CXX=/path/to/g++"
+        ) from error
+
+
+def open_compiled(path: Path) -> tuple[Callable[[Tensor, Tensor], Sequence[Tensor]], dict[str, str]]:
+    """What runs a file of `write_compiled`, and its metadata. Raises DataError for what is none."""
+    try:
+        program = torch._inductor.aoti_load_package(str(path))
+    except RuntimeError as error:
+        raise DataError("not a package that can be loaded", where=path, why=str(error).splitlines()[0]) from error
+    return program, program.loader.get_metadata()
+
+
 class Package:
-    """A package that `write_package` wrote.
+    """A file that `write_package` wrote; an ONNX file runs in onnxruntime, on the CPU.
 
         result = Package("scnet.pt2").detect(pixels)
 
@@ -104,18 +120,15 @@ class Package:
     long; empty for pictures as they are); class_names, one a line.
 
     Raises:
-        DataError: not such a file.
+        DataError: not such a file. MachineError: no onnxruntime.
     """
 
     def __init__(self, path: str | Path):
-        try:
-            self._run = torch._inductor.aoti_load_package(str(path))
-        except RuntimeError as error:
-            raise DataError("not a package that can be loaded", where=path, why=str(error).splitlines()[0]) from error
-        metadata = self._run.loader.get_metadata()
-        self.device = torch.device(metadata["AOTI_DEVICE_KEY"])
+        path = Path(path)
+        self._run, metadata = open_onnx(path) if path.suffix == ".onnx" else open_compiled(path)
         if metadata.get("format") != FORMAT:
             raise DataError("this package holds no detector of ours", where=path, fix="python -m models.export")
+        self.device = torch.device(metadata.get("AOTI_DEVICE_KEY", "cpu"))
         self.facts = {key: value for key, value in metadata.items() if not key.startswith("AOTI_")}
         self.size = tuple(map(int, self.facts["size"].split()))
         self.resize = tuple(map(int, self.facts["resize"].split())) or None

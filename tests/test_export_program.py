@@ -20,9 +20,10 @@ from cascadeops import _binary
 from models import export
 from models.command_line import parse
 from models.detections import Detections
-from models.errors import DataError, UsageError
+from models.errors import DataError, MachineError, UsageError
 from models.images import read_image
 from models.inference import make_batch
+from models.onnx_package import write_onnx
 from models.package import DetectorTuple, Package, as_detections, fitting_limits, make_input
 from models.parity import Agreement
 from models.predictor import SAMPLE_PICTURE
@@ -120,7 +121,7 @@ def test_the_table_compares_and_refuses_what_differs(weights, data, tmp_path, mo
     arguments = ["--weights", weights, "--data", data, "--output", tmp_path / "new/small.pt2", "--device", "cpu"]
     main(*arguments)
     printed = capsys.readouterr().out.splitlines()
-    assert "new/small.pt2: 1.0 MiB, compiled in" in printed[0]
+    assert "new/small.pt2: 1.0 MiB, written in" in printed[0]
     assert printed[1:3] == [
         "scnet, float32 on cpu, one image of 128 x 128",
         "                      detector   package   3 images",
@@ -151,7 +152,8 @@ def test_data_of_other_classes_gives_no_average_precision(weights, tmp_path, mon
     ("arguments", "text"),
     [
         (["--output", "x.pt2"], "there is nothing to export"),
-        (["--weights", "w.safetensors", "--output", "x.onnx"], "a package is a .pt2 file"),
+        (["--weights", "w.safetensors", "--output", "x.pt"], r"the file must end in \.pt2 or \.onnx"),
+        (["--arch", "scnet", "--output", "x.onnx", "--half"], "ONNX is written in float32 and on the CPU"),
         (["--weights", "w.safetensors", "--output", "x.pt2", "--images", "0"], "images must be at least 1, got 0"),
     ],
 )
@@ -168,6 +170,16 @@ def test_sizes_and_files_that_cannot_be(weights, data, tmp_path):
         Package(tmp_path / "junk.pt2")
 
 
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    for name in ("onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)  # makes the import fail
+    monkeypatch.delitem(sys.modules, "models.onnx_operators", raising=False)
+    for call in (lambda: write_onnx(tmp_path / "x.onnx", None, {}), lambda: Package(tmp_path / "x.onnx")):
+        with pytest.raises(MachineError, match="ONNX needs another package") as error:
+            call()
+        assert error.value.where.startswith("onnx") and error.value.fix == 'pip install "cascadeops[export]"'
+
+
 # With a compiler
 
 COMPILES = pytest.mark.skipif(
@@ -178,11 +190,11 @@ COMPILES = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> tuple[Path, str]:
-    """A folder where all commands of docs/export.md have run, and what they printed."""
+    """A folder where the commands of docs/export.md have run, but for ONNX's, and what they printed."""
     folder = tmp_path_factory.mktemp("page")
     for name in ("cascadeops", "models", "examples"):
         (folder / name).symlink_to(ROOT / name)
-    text = (ROOT / "docs/export.md").read_text()
+    text, _ = (ROOT / "docs/export.md").read_text().split("## ONNX")
     commands = re.findall(r"^    ((?:python|cmake|build/).*)", text, re.MULTILINE)
     assert len(commands) == 5
     environment = {
