@@ -38,3 +38,14 @@ def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
         native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
         amp = "bfloat16" if native else "off"
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[amp]
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware computes with it, else float16 on a GPU and float32 on a CPU, which would emulate."""
+    on_gpu = torch.float16 if device.type == "cuda" else torch.float32
+    return choose_amp_dtype("auto", device) or on_gpu
+
+
+def allow_tf32() -> None:
+    """Lets NVIDIA GPUs multiply float32 matrices with 10 bits of mantissa, as PyTorch lets them convolve anyway."""
+    torch.set_float32_matmul_precision("high")

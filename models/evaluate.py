@@ -63,6 +63,10 @@ class Evaluate:
     """How many images comparison.png shows; 0: no such picture."""
     workers: int = 0
     """Processes that read and prepare images; 0: this process itself."""
+    half: bool = False
+    """Compute in 16 bits: bfloat16 where the hardware does, else float16 on a GPU; other CPUs stay in float32."""
+    tf32: bool = False
+    """On an NVIDIA GPU: linear layers, too, in TF32 (convolutions are, by PyTorch's default)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
 
@@ -85,6 +89,7 @@ def evaluate_detector(
     progress: Progress | None = None,
     results_folder: Path | None = None,
     tta: Views | None = None,
+    half: bool = False,
 ) -> Metrics:
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
@@ -95,17 +100,20 @@ def evaluate_detector(
         progress: advanced by each batch.
         results_folder: where to write the COCO results; None: nowhere.
         tta: test-time augmentation, with `resize` None.
+        half: compute in 16 bits, as in `Predictor`.
     """
     import torch
 
     from .arithmetic import ARITHMETICS
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
+    from .devices import half_dtype
     from .folding import folded
     from .inference import unpack_detections
     from .tta import detect_in_views
 
     device = next(detector.parameters()).device
+    dtype = half_dtype(device) if half else torch.float32
     entries: dict[str, list[dict]] = {"bbox": []}
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
@@ -113,7 +121,7 @@ def evaluate_detector(
     arithmetic = ARITHMETICS[detector.config.arithmetic]
     for batch in evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images):
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             images, sizes = batch.images.to(device), batch.image_sizes.to(device)
             originals = [tuple(size) for size in batch.original_sizes.tolist()]
             if tta is None:
@@ -195,12 +203,14 @@ def main(options: Evaluate) -> None:
     from .checkpoint import load_detector
     from .classes import check_same_classes
     from .data import CocoDataset, default_dataset
-    from .devices import choose_device
+    from .devices import allow_tf32, choose_device
     from .progress import Progress
     from .tta import check_detector, chosen_views
 
     views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
     device = choose_device(options.device)
+    if options.tf32:
+        allow_tf32()
     detector, facts = load_detector(options.weights)
     detector.to(device)
     console = Console(highlight=False)
@@ -220,7 +230,16 @@ def main(options: Evaluate) -> None:
     total = min(len(dataset), options.max_images or len(dataset))
     with Progress("evaluate", total=total, unit="images") as progress:
         metrics = evaluate_detector(
-            detector, dataset, options.batch_size, resize, options.max_images, options.workers, progress, folder, views
+            detector,
+            dataset,
+            options.batch_size,
+            resize,
+            max_images=options.max_images,
+            workers=options.workers,
+            progress=progress,
+            results_folder=folder,
+            tta=views,
+            half=options.half,
         )
     write_json(folder / "metrics.json", metrics.flat())
     console.print(score_table(metrics))

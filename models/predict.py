@@ -58,6 +58,10 @@ class Predict:
     """With --tta: each size mirrored, too."""
     batch_size: int = 4
     """Images that go through the detector together; those of one size do (with --tta: one by one)."""
+    half: bool = False
+    """Compute in 16 bits: bfloat16 where the hardware does, else float16 on a GPU; other CPUs stay in float32."""
+    tf32: bool = False
+    """On an NVIDIA GPU: linear layers, too, in TF32 (convolutions are, by PyTorch's default)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
 
@@ -94,6 +98,7 @@ def main(options: Predict) -> None:
     from rich.console import Console
 
     from .coco_evaluation import result_entries, write_results
+    from .devices import allow_tf32
     from .predictor import Predictor
     from .tta import chosen_views
 
@@ -103,9 +108,12 @@ def main(options: Predict) -> None:
     views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
     if views is not None:
         console.print(str(views), soft_wrap=True, markup=False)
+    if options.tf32:
+        allow_tf32()
     predictor = Predictor(
         options.weights,
         device=options.device,
+        half=options.half,
         resize=options.resize or "trained",
         tta=views,
         batch_size=options.batch_size,

@@ -12,7 +12,7 @@ import torch
 
 from .build import DETECTORS
 from .checkpoint import class_table, load_detector, load_weights
-from .devices import choose_amp_dtype, choose_device
+from .devices import choose_device, half_dtype
 from .errors import DataError, UsageError
 from .fixed_shapes import Compile, with_fixed_shapes
 from .folding import folded
@@ -89,7 +89,7 @@ class Predictor:
                 )
         self.device = choose_device(device)
         self.detector = folded(module).to(self.device)  # a copy: the one given stays as it is
-        self.dtype = _half_dtype(self.device) if half else torch.float32
+        self.dtype = half_dtype(self.device) if half else torch.float32
         self.resize, self.tta = resize, tta
         if resize == "trained":
             self.resize = None if tta is not None else facts.get("extra", {}).get("resize", PUBLISHED_RESIZE)
@@ -167,11 +167,6 @@ def _load(detector, weights) -> tuple[torch.nn.Module, dict]:
     module = recognise_detector(contents, translate(contents.state, contents.where), arch).detector
     names, ids = classes_of(contents.class_names, module.config.num_classes)
     return module, {"class_names": names, "category_ids": ids}
-
-
-def _half_dtype(device: torch.device) -> torch.dtype:
-    on_gpu = torch.float16 if device.type == "cuda" else torch.float32
-    return choose_amp_dtype("auto", device) or on_gpu
 
 
 def _classes(number: int, facts: dict, names, ids) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:

@@ -65,6 +65,8 @@ class TrainConfig:
     """Semantic class beyond an image: 255, ignored (mmdetection 3.x), or 0 (mmdetection up to 2.x, Paddle)."""
     amp: Literal["off", "auto", "bfloat16", "float16"] = "off"
     """Automatic mixed precision; auto: bfloat16 where the hardware computes with it, else off."""
+    tf32: bool = False
+    """On an NVIDIA GPU, without amp: linear layers, too, in TF32 (convolutions are, by PyTorch's default)."""
     checkpoint_activations: bool = False
     """Less memory, slower: the backward pass computes anew what is within backbone blocks, mask heads and the semantic
     branch. Not with norms that learn their statistics (batch, sync_batch)."""

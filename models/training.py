@@ -19,7 +19,7 @@ from .checkpoint import class_table, load_backbone, load_weights, save_weights
 from .classes import check_same_classes
 from .data import Augmentation, CocoDataset, PythonDataset, default_dataset, training_loader
 from .data.python import PythonData
-from .devices import choose_amp_dtype, choose_device
+from .devices import allow_tf32, choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
 from .evaluate import evaluate_detector, save_comparison
 from .files import atomic_write, make_folder, write_json
@@ -53,6 +53,8 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
 
     torch.manual_seed(config.seed)
     detector = build_from_config(config.arch, config.detector).to(device).train()
+    if config.tf32:
+        allow_tf32()
     if config.checkpoint_activations:
         recompute_activations(detector)
     if config.weights:

@@ -108,6 +108,20 @@ def test_the_detector_is_left_in_the_mode_it_was_in(data, training):
     assert detector.training is training
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_half_computes_in_16_bits_where_that_is_asked(data, half, monkeypatch):
+    class TellsThePrecision(KnowsTheAnswers):
+        def forward(self, images, image_sizes):
+            precisions.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32)
+            return super().forward(images, image_sizes)
+
+    precisions = []
+    monkeypatch.setattr("models.devices.choose_amp_dtype", lambda amp, device: torch.bfloat16)
+    metrics = evaluate_detector(TellsThePrecision(), CocoDataset(data, "val", semantic="no"), batch_size=3, half=half)
+    assert set(precisions) == {torch.bfloat16 if half else torch.float32}
+    assert (metrics.box.ap, metrics.mask.ap) == (ONE, ONE)
+
+
 def test_a_comparison_shows_ground_truth_beside_detections(data, tmp_path):
     dataset = CocoDataset(data, "val", semantic="no")
     picture = save_comparison(KnowsTheAnswers(), dataset, tmp_path / "c.png", count=2)

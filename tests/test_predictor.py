@@ -273,14 +273,14 @@ def test_a_file_of_another_project_is_recognised_with_its_classes(tmp_path):
 
 
 def test_half_computes_in_16_bits_where_that_is_asked(weights, monkeypatch):
-    monkeypatch.setattr(predictor_module, "choose_amp_dtype", lambda amp, device: torch.bfloat16)
+    monkeypatch.setattr("models.devices.choose_amp_dtype", lambda amp, device: torch.bfloat16)
     half, full = (models.Predictor(weights, device="cpu", half=half) for half in (True, False))
     assert (half.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     result = half(noise(0))
     assert {result.boxes.dtype, result.scores.dtype} == {torch.float32} and len(result.masks) == len(result) > 0
     assert not torch.equal(result.scores[:1], full(noise(0)).scores[:1])
     torch.testing.assert_close(result.scores[:1], full(noise(0)).scores[:1], atol=0.05, rtol=0)
-    monkeypatch.setattr(predictor_module, "choose_amp_dtype", lambda amp, device: None)
+    monkeypatch.setattr("models.devices.choose_amp_dtype", lambda amp, device: None)
     assert models.Predictor(weights, device="cpu", half=True).dtype == torch.float32
 
 
