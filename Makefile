@@ -1,6 +1,7 @@
 # make train      set everything up in .venv and train SCNet on the embedded data set
 # make test       set everything up in .venv and run the tests
-# make bench      set everything up in .venv, time every operator beside its peers, and print the tables (10 minutes)
+# make bench      set everything up in .venv, time every operator beside its peers, and print the tables (12 minutes)
+# make record NAME=amd-epyc-2-cores   on an idle machine: the same, and writes every published number and picture anew
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
 # make fuzz       a million random problems for each operator, and every kind of bad input also under torch.compile
@@ -24,7 +25,7 @@ cpu_index := https://download.pytorch.org/whl/cpu
 # Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
 export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-.PHONY: train test bench emulate-cuda sanitize fuzz lint data gpu-check clean
+.PHONY: train test bench record emulate-cuda sanitize fuzz lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
@@ -36,6 +37,9 @@ bench: $(VENV)/.bench
 	@mkdir -p build
 	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-quiet --benchmark-json=build/benchmarks.json $(ARGS)
 	$(run) -m benchmarks.report build/benchmarks.json --output build/report
+
+record: $(VENV)/.bench
+	scripts/record_benchmarks.sh $(run) $(NAME)
 
 # Of each operator with a CUDA kernel its own tests; of a test with many cases some of them.
 cuda_tests := $(wildcard $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)))

@@ -84,7 +84,7 @@ def bench_coco_results(measure, benchmark, device, images, implementation, tmp_p
     before = None if benchmark.disabled else reset_peak()
     if before is not None:
         function()
-        benchmark.extra_info.update(peak_memory=memory("VmHWM") - before)
+        benchmark.extra_info.update(memory=memory("VmHWM") - before)
     measure(f"coco_results, {images:,} images x 100 detections", implementation, function, check)
 
 

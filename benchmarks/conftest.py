@@ -147,7 +147,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         "torch": torch.__version__,
         "peers": {name: _version(name) for name in ("torchvision", "mmcv", "detectron2", "pycocotools")},
         "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_copy_gb_per_second": round(copy_bandwidth("cpu"), 1),
     }
     if torch.cuda.is_available():
@@ -178,7 +178,7 @@ def _output(*command: str) -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]

@@ -4,8 +4,8 @@
     python -m benchmarks.report benchmarks/results/*.json --output build/report  also tables.md and plots (PNG)
     python -m benchmarks.report benchmarks/results/*.json --rewrite README.md    the README's marked section, in place
 
-A marked section lies between `<!-- benchmarks: summary -->` (or `tables`) and `<!-- /benchmarks -->`. No number in it
-is typed by hand, and none is left out: where another implementation is faster, the cell says so.
+A marked section lies between `<!-- benchmarks: summary -->` (or `tables`, `detectors`) and `<!-- /benchmarks -->`. No
+number in it is typed by hand, and none is left out: where another implementation is faster, the cell says so.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from models.published_rows import PUBLISHED_ROWS
 
 OURS = "cascadeops"
 NOISY = 0.2
@@ -31,6 +33,8 @@ class Timing:
     rounds: int
     gb_per_second: float | None = None
     share_of_copy: float | None = None
+    memory: int | None = None
+    """bytes at the peak, where that was measured"""
 
     @property
     def noisy(self) -> bool:
@@ -114,6 +118,7 @@ def load(path: Path) -> list[Run]:
             stats["rounds"],
             info.get("gb_per_second"),
             info.get("share_of_copy_bandwidth"),
+            info.get("memory"),
         )
     facts, month = document["machine_info"]["cascadeops"], document["datetime"][:7]
     return [Run(path, device, facts, month, list(workloads.values())) for device, workloads in devices.items()]
@@ -152,6 +157,8 @@ def _cell(row: Workload, name: str) -> str:
     if name not in row.timings:
         return ""
     time = duration(row.timings[name])
+    if row.timings[name].memory:
+        time += f", {row.timings[name].memory / 2**20:,.0f} MiB"
     if name in row.peers and row.ours:
         return f"{time} ({ratio(row.timings[name].median / row.ours.median)})"
     return time
@@ -171,6 +178,49 @@ def summary(runs: list[Run]) -> str:
         header = ["operator", "workload", "CascadeOps", "fastest of the others", "ratio"]
         parts.append(f"{run.title}. {run.conditions}\n\n{markdown(header, lines)}")
     return "\n\n".join(parts)
+
+
+def detectors(runs: list[Run]) -> str:
+    """Memory and speed of the published detectors: as published, as predicted, and measured where that was done."""
+    document = json.loads(PREDICTED.read_text())
+    gpu, cpu = (next((run for run in reversed(runs) if run.device == device), None) for device in ("cuda", "cpu"))
+    header = ["detector", "GiB: published", "predicted", "predicted, bfloat16", "GPU"]
+    header += ["images/s: published", "GPU", "CPU: one image"]
+    lines, seen = [], []
+    for name, predicted in document["rows"].items():
+        row = PUBLISHED_ROWS[name]
+        if row.recipe.detector in seen:  # another schedule of the same detector
+            continue
+        seen.append(row.recipe.detector)
+        step, image = _ours(gpu, "train", name), _ours(gpu, "detect", name)
+        image_on_cpu = _ours(cpu, "detect to RLE", name)
+        lines.append(
+            [
+                f"`{name}`",
+                f"{row.memory_gb:.1f}",
+                *(f"{predicted[dtype]['peak'] / 2**30:.1f}" for dtype in ("float32", "bfloat16")),
+                f"{step.memory / 2**30:.1f}" if step and step.memory else NOT_MEASURED,
+                f"{row.images_per_second:.1f}" if row.images_per_second else "-",
+                f"{1 / image.median:.1f}" if image else NOT_MEASURED,
+                duration(image_on_cpu) if image_on_cpu else "-",
+            ]
+        )
+    machines = [f"{kind}: {run.title if run else NOT_MEASURED}" for kind, run in (("GPU", gpu), ("CPU", cpu))]
+    return f"{ABOUT_DETECTORS.format(**document)} {'; '.join(machines)}.\n\n{markdown(header, lines)}"
+
+
+NOT_MEASURED = "not measured"
+PREDICTED = Path(__file__).parent / "predicted_memory.json"
+ABOUT_DETECTORS = """\
+Published: V100, float32. GiB: peak of a training step of 2 images of 800 x 1333 (published for HTC's ResNeXt: 1 image).
+**Predicted is not measured**: it is computed from tensors without data (`python -m benchmarks.memory_prediction`, torch
+{torch}). Images/s: network and post-processing, batch 1. One image on the CPU: float32, to run lengths on the host."""
+
+
+def _ours(run: Run | None, operator: str, name: str) -> Timing | None:
+    """Ours in float32, if it was timed."""
+    workloads = run.workloads if run else []
+    return next((row.ours for row in workloads if (row.operator, row.name) == (operator, name)), None)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -200,7 +250,7 @@ def _three_digits(value: float) -> str:
 
 
 SECTION = re.compile(r"(<!-- benchmarks: (\w+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
-CONTENT = {"summary": summary, "tables": tables}
+CONTENT = {"summary": summary, "tables": tables, "detectors": detectors}
 NOTHING = "No results are stored yet."
 
 

@@ -66,6 +66,35 @@ def test_rewrite_changes_the_marked_sections_alone(tmp_path):
         report.main([str(STORED), "--rewrite", str(tmp_path / "other.md")])
 
 
+def detector_run(device: str, **times: tuple[float, int | None]) -> report.Run:
+    """times: operator -> seconds and bytes of SCNet R-50."""
+    row, facts = "scnet_r50_fpn_1x_coco", {"gpu": "Paper GPU", "processor": "Paper Processor", "threads": 2}
+    workloads = [
+        report.Workload(operator.replace("_", " "), row, {"cascadeops": report.Timing(seconds, 0.0, 10, memory=memory)})
+        for operator, (seconds, memory) in times.items()
+    ]
+    return report.Run(Path(), device, facts, "2026-11", workloads)
+
+
+def test_detectors_have_the_published_number_beside_what_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "PREDICTED", tmp_path / "predicted.json")
+    sizes = {"float32": {"peak": 3 * 2**30}, "bfloat16": {"peak": 2**31}}
+    rows = ["scnet_r50_fpn_1x_coco", "scnet_r50_fpn_20e_coco", "htc_r50_fpn_20e_coco"]
+    report.PREDICTED.write_text(json.dumps({"torch": "2.13.0", "rows": dict.fromkeys(rows, sizes)}))
+    cpu = detector_run("cpu", detect_to_RLE=(4.0, None))
+    gpu = detector_run("cuda", detect=(0.01, None), train=(0.1, 7 * 2**29))
+    text = report.detectors([cpu])
+    assert "GPU: not measured; CPU: Paper Processor, 2 of them used." in text
+    assert text.splitlines()[-2:] == [  # the 20e row is the same detector
+        "| `scnet_r50_fpn_1x_coco` | 7.0 | 3.0 | 2.0 | not measured | 6.2 | not measured | 4.00 s |",
+        "| `htc_r50_fpn_20e_coco` | 8.2 | 3.0 | 2.0 | not measured | - | not measured | - |",
+    ]
+    assert "| scnet_r50_fpn_1x_coco | 100 ms, 3,584 MiB |" in report._operator_table(gpu.workloads[1:])
+    text = report.detectors([cpu, gpu])
+    assert "GPU: Paper GPU;" in text
+    assert "| `scnet_r50_fpn_1x_coco` | 7.0 | 3.0 | 2.0 | 3.5 | 6.2 | 100.0 | 4.00 s |" in text
+
+
 def test_output_folder(tmp_path):
     report.main([str(STORED), "--output", str(tmp_path / "new")])
     assert (tmp_path / "new/tables.md").read_text() == report.tables(report.load(STORED)) + "\n"
