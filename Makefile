@@ -33,6 +33,8 @@ train: $(VENV)/.detect
 test: $(VENV)/.test
 	$(run) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
+# The programs ask PyTorch for large pages, so everything here is timed with them.
+bench record: export THP_MEM_ALLOC_ENABLE ?= 1
 bench: $(VENV)/.bench
 	@mkdir -p build
 	$(run) -m pytest benchmarks/ --benchmark-only --benchmark-quiet --benchmark-json=build/benchmarks.json $(ARGS)

@@ -147,6 +147,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         "torch": torch.__version__,
         "peers": {name: _version(name) for name in ("torchvision", "mmcv", "detectron2", "pycocotools")},
         "threads": torch.get_num_threads(),
+        "large_pages": os.environ.get("THP_MEM_ALLOC_ENABLE") == "1",
         "processor": processor(),
         "cpu_copy_gb_per_second": round(copy_bandwidth("cpu"), 1),
     }

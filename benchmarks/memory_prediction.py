@@ -15,7 +15,7 @@ import argparse
 import copy
 import json
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -27,12 +27,15 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.detector_cases import IMAGE_SIZE, row_detector, training_batch, training_step
 from models.published_rows import PUBLISHED_ROWS
 from models.recipes import TrainConfig
+from models.recomputation import recompute_activations
 from models.training import make_optimizer
 
 STORED = Path(__file__).parent / "predicted_memory.json"
 GRANULE = 512
 """PyTorch's CUDA allocator hands out multiples of so many bytes."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RECOMPUTING = ", recomputing"
+"""Of a prediction with `--checkpoint-activations`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def predict(
 
     Args:
         detector: on the CPU; unchanged.
-        config: the optimiser is made as it says.
+        config: the optimiser is made, and activations are computed twice or kept, as it says.
         dtype: float32, or the dtype of automatic mixed precision.
         image_size: (height, width) of every image, before padding.
     """
@@ -107,6 +110,8 @@ def predict(
     with mode, LiveBytes() as live, whole:
         live.add([*detector.parameters(), *detector.buffers()])
         weights = live.now
+        if config.checkpoint_activations:
+            recompute_activations(detector)
         batch = training_batch(batch_size, image_size)
         optimizer = make_optimizer(config, detector)
         training_step(detector, optimizer, batch, dtype)
@@ -123,9 +128,13 @@ def fake_copy(detector: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Modul
 
 
 def predict_row(row: str) -> dict[str, Memory]:
-    """float32 and bfloat16 -> memory of a published row, 2 images of 800 x 1333."""
+    """Memory of a published row, 2 images of 800 x 1333: of both dtypes, and of both `RECOMPUTING`."""
     detector, config = row_detector(row), PUBLISHED_ROWS[row].recipe
-    return {name: predict(detector, config, dtype) for name, dtype in DTYPES.items()}
+    return {
+        name + (RECOMPUTING if twice else ""): predict(detector, replace(config, checkpoint_activations=twice), dtype)
+        for twice in (False, True)
+        for name, dtype in DTYPES.items()
+    }
 
 
 def stored() -> dict[str, dict[str, Memory]]:
@@ -152,14 +161,14 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("name a row, or give --all")
     predictions = {}
     print("predicted, not measured; GiB, 2 images of 800 x 1333 (ResNeXt rows of HTC are published with 1)\n")
-    print(f"{'row':37} {'dtype':9} {'peak':>6} {'weights':>8} {'momentum':>9} {'rest':>6}  published (V100, float32)")
+    print(f"{'row':37} {'':21} {'peak':>6} {'weights':>8} {'momentum':>9} {'rest':>6}  published (V100, float32)")
     for row in rows:
         predictions[row] = predict_row(row)
         for name, memory in predictions[row].items():
             sizes = memory.peak, memory.weights, memory.momentum, memory.rest
             peak, weights, momentum, rest = (f"{size / 2**30:.2f}" for size in sizes)
             published = PUBLISHED_ROWS[row].memory_gb or "-"
-            print(f"{row:37} {name:9} {peak:>6} {weights:>8} {momentum:>9} {rest:>6}  {published}", flush=True)
+            print(f"{row:37} {name:21} {peak:>6} {weights:>8} {momentum:>9} {rest:>6}  {published}", flush=True)
     if options.output:
         rows = {row: {name: asdict(memory) for name, memory in found.items()} for row, found in predictions.items()}
         document = {"torch": torch.__version__.partition("+")[0], "unit": "bytes, predicted", "rows": rows}

@@ -25,8 +25,8 @@ from benchmarks.conftest import processor
 from benchmarks.detector_cases import IMAGE_SIZE, random_images, row_detector
 from benchmarks.report import markdown
 from docs.figures import BLUE, GREY, INK, ORANGE, Drawing
+from models.folding import folded
 from models.inference import unpack_detections
-from models.norms import fold_batch_norms
 from models.published_rows import PUBLISHED_ROWS
 
 MODULE, MATRIX, OURS, REST = "a module", "convolutions and linear layers", "operators of CascadeOps", "everything else"
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.row not in PUBLISHED_ROWS:
         parser.error(f"no published row: {options.row}")
     load = os.getloadavg()[0]
-    root = profiled(fold_batch_norms(row_detector(options.row)), *random_images(1, IMAGE_SIZE), options.runs)
+    root = profiled(folded(row_detector(options.row)), *random_images(1, IMAGE_SIZE), options.runs)
     content = tables(options.row, root, load)
     print(content)
     if options.picture:

@@ -90,7 +90,8 @@ class Run:
         peers = [f"{name} {version}" for name, version in self.facts["peers"].items() if version]
         bandwidth = self.facts[f"{self.device}_copy_gb_per_second"]
         libraries = ", ".join([f"torch {self.facts['torch']}", *peers])
-        return f"{libraries}; commit {self.facts['commit']}; {self.month}; a copy moves {bandwidth:.1f} GB/s."
+        pages = "; pages of 2 MiB" if self.facts.get("large_pages") else ""
+        return f"{libraries}{pages}; commit {self.facts['commit']}; {self.month}; a copy moves {bandwidth:.1f} GB/s."
 
 
 def load(path: Path) -> list[Run]:
@@ -184,7 +185,7 @@ def detectors(runs: list[Run]) -> str:
     """Memory and speed of the published detectors: as published, as predicted, and measured where that was done."""
     document = json.loads(PREDICTED.read_text())
     gpu, cpu = (next((run for run in reversed(runs) if run.device == device), None) for device in ("cuda", "cpu"))
-    header = ["detector", "GiB: published", "predicted", "predicted, bfloat16", "GPU"]
+    header = ["detector", "GiB: published", *(f"predicted, {variant}" for variant in VARIANTS), "GPU"]
     header += ["images/s: published", "GPU", "CPU: one image"]
     lines, seen = [], []
     for name, predicted in document["rows"].items():
@@ -198,7 +199,7 @@ def detectors(runs: list[Run]) -> str:
             [
                 f"`{name}`",
                 f"{row.memory_gb:.1f}",
-                *(f"{predicted[dtype]['peak'] / 2**30:.1f}" for dtype in ("float32", "bfloat16")),
+                *(f"{predicted[variant]['peak'] / 2**30:.1f}" for variant in VARIANTS),
                 f"{step.memory / 2**30:.1f}" if step and step.memory else NOT_MEASURED,
                 f"{row.images_per_second:.1f}" if row.images_per_second else "-",
                 f"{1 / image.median:.1f}" if image else NOT_MEASURED,
@@ -211,10 +212,12 @@ def detectors(runs: list[Run]) -> str:
 
 NOT_MEASURED = "not measured"
 PREDICTED = Path(__file__).parent / "predicted_memory.json"
+VARIANTS = "float32", "bfloat16", "bfloat16, recomputing"
 ABOUT_DETECTORS = """\
 Published: V100, float32. GiB: peak of a training step of 2 images of 800 x 1333 (published for HTC's ResNeXt: 1 image).
 **Predicted is not measured**: it is computed from tensors without data (`python -m benchmarks.memory_prediction`, torch
-{torch}). Images/s: network and post-processing, batch 1. One image on the CPU: float32, to run lengths on the host."""
+{torch}); recomputing: `--checkpoint-activations`. Images/s: network and post-processing, batch 1. One image on the CPU:
+float32, to run lengths on the host."""
 
 
 def _ours(run: Run | None, operator: str, name: str) -> Timing | None:

@@ -1,5 +1,7 @@
 """The predicted memory of a training step against what the allocator hands out in a real step on the CPU."""
 
+import dataclasses
+import gc
 import itertools
 import json
 
@@ -12,20 +14,33 @@ from benchmarks.detector_cases import row_detector, training_batch, training_ste
 from benchmarks.memory_prediction import LiveBytes, predict
 from models import recipes, roi_training
 from models.published_rows import PUBLISHED_ROWS
+from models.recomputation import recompute_activations
 from models.training import make_optimizer
 
-IMAGE_SIZE = (128, 192)
+IMAGE_SIZE = (192, 256)
 
 
-@pytest.mark.parametrize(("arch", "dtype"), [("mask_rcnn", torch.float32), ("scnet", torch.bfloat16)])
-def test_the_prediction_is_what_the_allocator_hands_out(arch, dtype, monkeypatch, tmp_path):
-    """Issue 5 asks for 10 percent; without a GPU's workspaces it is a thousandth."""
+@pytest.mark.parametrize(
+    ("arch", "dtype", "recomputing"),
+    [("mask_rcnn", torch.float32, False), ("scnet", torch.bfloat16, False), ("htc", torch.float32, True)],
+)
+def test_the_prediction_is_what_the_allocator_hands_out(arch, dtype, recomputing, monkeypatch, tmp_path):
+    """Within a thousandth, in fact; what a GPU's operators allocate for themselves is not in it."""
     config = recipes.small(arch)
+    backbone = dataclasses.replace(config.detector.backbone, norm="frozen_batch")  # others cannot recompute
+    config = dataclasses.replace(
+        config,
+        detector=dataclasses.replace(config.detector, backbone=backbone),
+        checkpoint_activations=recomputing,
+    )
     monkeypatch.setattr(roi_training, "used_capacity", lambda count, capacity: capacity)  # as on a GPU
-    predicted = predict(small_detector(arch), config, dtype, 2, IMAGE_SIZE)
+    predicted = predict(small_detector(arch, backbone=backbone), config, dtype, 2, IMAGE_SIZE)
+    gc.collect()  # or what an earlier profiler saw made is freed in this one's account
     # The weights are made under the profiler too: what is older than it does not appear in its account.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        detector = small_detector(arch).train()
+        detector = small_detector(arch, backbone=backbone).train()
+        if recomputing:
+            recompute_activations(detector)
         optimizer = make_optimizer(config, detector)
         batch = training_batch(2, IMAGE_SIZE)
         for _ in range(2):
@@ -35,7 +50,7 @@ def test_the_prediction_is_what_the_allocator_hands_out(arch, dtype, monkeypatch
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
     measured = max(itertools.accumulate(size for _, size in changes))
     assert predicted.peak == pytest.approx(measured, rel=0.01)
-    assert 0 < predicted.momentum <= predicted.weights < predicted.rest
+    assert 0 < predicted.momentum <= predicted.weights < predicted.rest - predicted.weights  # not the optimiser's peak
 
 
 def test_bytes_alive_on_paper():
