@@ -142,7 +142,7 @@ def _table(parity: Parity, images: int, threads: int, same_classes: bool) -> lis
         rows.append(("AP", "-", "-", "the data has other classes than the detector"))
     speed = f"{eager / package:.2f}x as fast; medians, in turns, {threads} threads"
     rows.append(("one image", f"{eager:.1f} ms", f"{package:.1f} ms", speed))
-    return [f"{name:<20}{left:>10}{right:>10}   {text}".rstrip() for name, left, right, text in rows]
+    return [f"{name:<20}{left:>12}{right:>12}   {text}".rstrip() for name, left, right, text in rows]
 
 
 if __name__ == "__main__":

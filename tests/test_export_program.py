@@ -124,7 +124,7 @@ def test_the_table_compares_and_refuses_what_differs(weights, data, tmp_path, mo
     assert "new/small.pt2: 1.0 MiB, written in" in printed[0]
     assert printed[1:3] == [
         "scnet, float32 on cpu, one image of 128 x 128",
-        "                      detector   package   3 images",
+        "                        detector     package   3 images",
     ]
     name, eager, package, both, *_ = printed[3].split()
     assert name == "detections" and eager == package == both and int(eager) > 0
@@ -145,7 +145,7 @@ def test_data_of_other_classes_gives_no_average_precision(weights, tmp_path, mon
     other = write_data(tmp_path / "data", ["disc", "square", "star"])
     main("--weights", weights, "--data", other, "--output", tmp_path / "x.pt2", "--images", 1, "--device", "cpu")
     printed = capsys.readouterr().out
-    assert "AP                           -         -   the data has other classes than the detector\n" in printed
+    assert "AP                             -           -   the data has other classes than the detector\n" in printed
 
 
 @pytest.mark.parametrize(
