@@ -40,9 +40,9 @@ def sources_alone(folder: Path, version: str = cascadeops.__version__) -> Path:
 
 
 def test_import_adds_little_to_torchs_own():
-    """At most 50 ms of the processor (about 13 were measured). The best of three: other programs can only add to it."""
+    """At most 50 ms of the processor (about 13 were measured), in one of three runs: other programs add to it."""
     code = "import time, torch\nbegin = time.process_time()\nimport cascadeops\nprint(time.process_time() - begin)"
-    assert min(float(python(code, ROOT).stdout) for _ in range(3)) < 0.050
+    assert any(float(python(code, ROOT).stdout) < 0.050 for _ in range(3))
 
 
 def test_cuda_binary_loads_exactly_beside_a_cuda_torch():
@@ -59,8 +59,8 @@ CALL = "import cascadeops\ncascadeops.padded_nms(1, 2, None, 0.5, 3)"
 
 def test_import_without_binaries_works_and_each_operator_explains(tmp_path):
     sources_alone(tmp_path, version="9.9.9")
-    assert python("import cascadeops", tmp_path).returncode == 0
-    result = python(CALL, tmp_path)
+    result = python("import cascadeops\nprint('imported')\n" + CALL, tmp_path)
+    assert result.stdout == "imported\n"
     assert "padded_nms: the kernels of cascadeops are not loaded: _C.abi3.so was not built." in result.stderr
     assert "pip install ." in result.stderr
 
