@@ -30,6 +30,8 @@ export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
 
+# There are more threads than cores: those that wait sleep, instead of spinning on the time of the others.
+test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/.test
 	$(run) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
