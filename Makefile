@@ -1,6 +1,6 @@
 # make train      set everything up in .venv and train SCNet on the embedded data set
 # make test       set everything up in .venv and run the tests
-# make bench      set everything up in .venv, time every operator beside its peers, and print the tables (12 minutes)
+# make bench      set everything up in .venv, time every operator beside its peers, and print the tables (13 minutes)
 # make record NAME=amd-epyc-2-cores   on an idle machine: the same, and writes every published number and picture anew
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them

@@ -73,6 +73,8 @@ def bench_coco_results(measure, benchmark, device, images, implementation, tmp_p
         return coco_evaluation.write_results(tmp_path, entries_of(images, device, ENCODINGS[implementation]))
 
     def check(paths):
+        if before is not None:
+            benchmark.extra_info.update(memory=memory("VmHWM") - before)
         boxes, masks = (json.loads(path.read_text()) for path in paths)
         assert len(boxes) == len(masks) == images * 100
         areas = [mask_api.area(coco_evaluation.bytes_rle(entry["segmentation"])) for entry in masks[:100]]
@@ -81,10 +83,7 @@ def bench_coco_results(measure, benchmark, device, images, implementation, tmp_p
         assert abs(np.array(areas, np.int64) - expected.astype(np.int64)).sum() <= 1e-5 * expected.sum()
         benchmark.extra_info.update(json_bytes=sum(path.stat().st_size for path in paths))
 
-    before = None if benchmark.disabled else reset_peak()
-    if before is not None:
-        function()
-        benchmark.extra_info.update(memory=memory("VmHWM") - before)
+    before = reset_peak()
     measure(f"coco_results, {images:,} images x 100 detections", implementation, function, check)
 
 

@@ -80,14 +80,17 @@ def measure(benchmark, device):
         benchmark.extra_info.update(
             operator=operator, workload=workload, implementation=implementation, device=device.type
         )
+        start = time.perf_counter()
         result = function()  # compiles, tunes and allocates, if it does; so it is not the call that is timed
+        first = time.perf_counter() - start
         if check is not None:
             check(result)
         del result
         if benchmark.disabled:
             benchmark.pedantic(lambda: None)  # or pytest-benchmark warns of an unused fixture
             return
-        once = _seconds(function, device)
+        # Of a function that takes long, a second call before the rounds would tell nothing new.
+        once = first if first > 3 * SECONDS else _seconds(function, device)
         rounds = min(max(int(SECONDS / once), 3), MOST_ROUNDS) if once < SECONDS else least_rounds
         benchmark.pedantic(
             function, setup=_cool_gpu if device.type == "cuda" else None, rounds=rounds, warmup_rounds=rounds // 10
