@@ -80,7 +80,7 @@ def test_a_predictor_pads_to_buckets_and_finds_the_same(monkeypatch):
     monkeypatch.setattr(
         "models.predictor.with_fixed_shapes", lambda *a: with_fixed_shapes(*a[:2], torch.device("cuda"), a[3])
     )
-    monkeypatch.setattr("models.predictor.choose_amp_dtype", lambda amp, device: torch.bfloat16)
+    monkeypatch.setattr("models.predictor.half_dtype", lambda device: torch.bfloat16)
     detector = small_detector("scnet")
     options = {"device": "cpu", "resize": RESIZE, "half": True}
     graphed = models.Predictor(detector, compile="graph", **options)
