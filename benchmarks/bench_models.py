@@ -14,7 +14,7 @@ import torch
 
 import cascadeops
 from benchmarks.detector_cases import IMAGE_SIZE, random_images, row_detector, training_batch, training_step
-from benchmarks.detector_peers import PEERS
+from benchmarks.detector_peers import PEERS, definitions
 from benchmarks.memory_prediction import DTYPES, predict
 from models.folding import folded
 from models.inference import unpack_detections
@@ -123,6 +123,26 @@ def bench_detect_to_rle_elsewhere(measure, benchmark, device, peer, image_size):
         assert len(rles) == 100 and all(rle["size"] == [*image_size] for rle in rles)
 
     measure(f"detect to RLE, {MASK_RCNN}", peer, PEERS[peer](device, image_size), check, least_rounds=3)
+
+
+@pytest.mark.parametrize("some_row", CPU_ROWS)
+def bench_detect_to_rle_reference(measure, benchmark, device, request, some_row, image_size):
+    """The same detectors on the operators' definitions in plain PyTorch, in the group of ours."""
+    if not (benchmark.disabled or request.config.getoption("--all-rows")):
+        pytest.skip("a minute an image: RoIs one by one, masks pixel by pixel; --all-rows")
+    detect, sizes = inference(some_row, device, "float32", 1, image_size)
+    (ours,) = unpack_detections(detect(), sizes, [image_size])
+    benchmark.extra_info.update(row=some_row, images=1, published_images_per_second=None)
+
+    def function():
+        with definitions():
+            return unpack_detections(detect(), sizes, [image_size])
+
+    def check(results):
+        check_results(results, image_size)
+        torch.testing.assert_close(results[0].scores, ours.scores, rtol=1e-3, atol=1e-4)
+
+    measure(f"detect to RLE, {some_row}", "reference", function, check)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

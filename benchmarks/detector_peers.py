@@ -1,18 +1,33 @@
-"""Mask R-CNN R-50 FPN of other projects, random weights, from one image on the device to COCO run lengths on the host.
+"""What our detectors are timed beside: themselves on plain PyTorch, and Mask R-CNN R-50 FPN of other projects with
+random weights, from one image on the device to COCO run lengths on the host.
 
 torchvision's is run wherever it is installed. mmdetection's and detectron2's are written after their documentation and
 have not been run: neither installs beside a torch that this library supports.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import cascadeops
 from benchmarks.detector_cases import CONFIDENCE, random_images, start_as_identity
+
+
+@contextmanager
+def definitions() -> Iterator[None]:
+    """Detectors run on the operators' definitions in plain PyTorch (`cascadeops.reference`) instead of the kernels."""
+    with ExitStack() as stack:
+        for name in ("box_proposals", "multiclass_nms", "multiscale_roi_align", "paste_masks_rle"):
+            definition = getattr(import_module(f"cascadeops.reference.{name}"), name)
+            stack.enter_context(mock.patch.object(cascadeops, name, definition))
+        yield
 
 
 def _encoded(masks: Tensor) -> list[dict]:
