@@ -15,6 +15,7 @@ from pycocotools import mask as mask_api
 
 from .errors import DataError
 from .files import write_json
+from .voc_evaluation import VocPrecision
 
 try:
     from faster_coco_eval import COCO
@@ -51,6 +52,8 @@ class Metrics:
     images: int
     images_per_second: float
     """forward pass and mask pasting, without reading and decoding"""
+    voc: VocPrecision | None = None
+    """VOC's own AP of boxes at IoU 0.5, where the data set is one of VOC's"""
 
     def flat(self) -> dict[str, float]:
         """{"box_ap": ..., "mask_ap50": ..., "mask_ap/circle": ...}, as in metrics.jsonl; undefined values left out."""
@@ -61,6 +64,8 @@ class Metrics:
                 per_class = numbers.pop("per_class")
                 values |= {f"{kind}_{key if key.startswith('ap') else 'ap_' + key}": x for key, x in numbers.items()}
                 values |= {f"{kind}_ap/{name}": x for name, x in per_class.items()}
+        if self.voc is not None:
+            values |= {"voc_map": self.voc.mean} | {f"voc_ap/{name}": x for name, x in self.voc.per_class.items()}
         return {key: value for key, value in values.items() if not math.isnan(value)}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is
     from torch import nn
 
     from .coco_evaluation import Metrics
-    from .data import CocoDataset
+    from .data import AnnotatedImages
     from .progress import Progress
     from .tta import Views
 
@@ -31,7 +31,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Scores a detector on a data set: COCO average precision of boxes and masks.
+    """Scores a detector on a data set: COCO average precision of boxes and masks; on VOC's data its own, too.
 
     The output folder gets metrics.json, detections.bbox.json and detections.segm.json (COCO results, which every COCO
     tool reads), and comparison.png: detections beside the ground truth.
@@ -40,9 +40,10 @@ class Evaluate:
     weights: Path
     """A weights file that models.train wrote (.safetensors)."""
     data: Path | None = None
-    """Folder in COCO layout: annotations/*.json and image folders. Default: the embedded data set of shapes."""
+    """Folder in COCO layout (annotations/*.json and image folders) or VOC's (VOCdevkit/VOC2012). Default: the embedded
+    data set of shapes."""
     split: str = "val"
-    """Which annotation file: val, train, val2017 ..."""
+    """Which part of it: val, train, val2017, minival2014, test ..."""
     output: Path = Path("runs/evaluate")
     """Folder for the scores, the results and the pictures; made if it is not there."""
     resize: tuple[int, int] | None = None
@@ -81,7 +82,7 @@ class Evaluate:
 
 def evaluate_detector(
     detector: nn.Module,
-    dataset: CocoDataset,
+    dataset: AnnotatedImages,
     batch_size: int,
     resize: tuple[int, int] | None = None,
     max_images: int | None = None,
@@ -111,6 +112,7 @@ def evaluate_detector(
     from .folding import folded
     from .inference import unpack_detections
     from .tta import detect_in_views
+    from .voc_evaluation import voc_average_precision
 
     device = next(detector.parameters()).device
     dtype = half_dtype(device) if half else torch.float32
@@ -141,11 +143,15 @@ def evaluate_detector(
         write_results(results_folder, entries)
     truth = dataset.ground_truth()
     with_masks = "segm" in entries and has_masks(truth)
+    voc = None
+    if dataset.voc is not None:
+        voc = voc_average_precision(truth, entries["bbox"], *dataset.voc, image_ids)
     return Metrics(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
         mask=average_precision(truth, entries["segm"], "segm", image_ids) if with_masks else None,
         images=len(image_ids),
         images_per_second=_images_per_second(times),
+        voc=voc,
     )
 
 
@@ -157,7 +163,7 @@ def _images_per_second(times: Sequence[tuple[int, float]]) -> float:
 
 def save_comparison(
     detector: nn.Module,
-    dataset: CocoDataset,
+    dataset: AnnotatedImages,
     path: Path,
     resize: tuple[int, int] | None = None,
     count: int = 8,
@@ -183,7 +189,7 @@ def save_comparison(
             [[x, y, x + width, y + height] for x, y, width, height in (o["bbox"] for o in objects)],
             [label_of[o["category_id"]] for o in objects],
             dataset.class_names,
-            masks=[_rle(o["segmentation"], record) for o in objects],
+            masks=[_rle(o["segmentation"], record) for o in objects if "segmentation" in o] or None,
         )
         found = predict(detector, image, resize=resize, tta=tta)
         shown = (found.scores >= score_threshold).nonzero()[:, 0]
@@ -202,7 +208,7 @@ def main(options: Evaluate) -> None:
 
     from .checkpoint import load_detector
     from .classes import check_same_classes
-    from .data import CocoDataset, default_dataset
+    from .data import default_dataset, open_dataset
     from .devices import allow_tf32, choose_device
     from .progress import Progress
     from .tta import check_detector, chosen_views
@@ -217,7 +223,8 @@ def main(options: Evaluate) -> None:
     if views is not None:
         check_detector(detector)
         console.print(str(views), soft_wrap=True, markup=False)
-    dataset = CocoDataset(options.data or default_dataset(), options.split, semantic="no")
+    boxes_only = facts["arch"] == "faster_rcnn"
+    dataset = open_dataset(options.data or default_dataset(), options.split, semantic="no", boxes_only=boxes_only)
     check_same_classes(
         "the weights know other classes than the data",
         ("weights", facts["class_names"], facts["category_ids"]),
@@ -261,6 +268,8 @@ def score_table(metrics: Metrics):
         if precision is not None:
             values = (precision.ap, precision.ap50, precision.ap75, precision.small, precision.medium, precision.large)
             table.add_row(name, *map(_score, values))
+    if metrics.voc is not None:
+        table.add_row("box, VOC's mAP", "", _score(metrics.voc.mean))
     return _numbers_right(table)
 
 

@@ -90,6 +90,25 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return image.height, image.width
 
 
+def path_inside(folder: Path, name: str | os.PathLike) -> Path:
+    """The file `name` of `folder`, which a data set names: neither `..` nor a symbolic link may lead out of the folder.
+
+    The folder itself may be a link: a person put it there.
+
+    Raises:
+        DataError: it lies elsewhere.
+    """
+    base, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    if not path.startswith(os.path.join(base, "")):
+        raise DataError(
+            "a file of the data set lies outside its folder",
+            where=os.path.join(folder, name),
+            why=f"it leads to {path}, the folder is {base}",
+            fix="put the file itself there; a copy that follows its links is made by: cp -rL FOLDER COPY",
+        )
+    return Path(folder) / name
+
+
 def image_files(arguments: Sequence[Path]) -> Iterator[Path]:
     """Files as they are named, and the images of folders in the order of their names. Each file once.
 

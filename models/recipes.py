@@ -21,7 +21,12 @@ class TrainConfig:
     arch: Literal["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc", "scnet"] = "scnet"
     """Detector: scnet is the sample-consistency detector (not the self-calibrated backbones scnet50, scnet101)."""
     data: Path | None = None
-    """Folder in COCO layout: annotations/*.json, image folders, stuffthingmaps/ if there are any."""
+    """Folder in COCO layout (annotations/*.json, image folders, stuffthingmaps/ if there are any), or in VOC's
+    (VOCdevkit/VOC2012)."""
+    train_split: str = "train"
+    """What of --data is trained on: train, trainval, train2014, valminusminival2014 ..."""
+    val_split: str = "val"
+    """What of --data is evaluated on: val, test, minival2014 ..."""
     output: Path = Path("runs/scnet")
     """Folder for everything that the run writes."""
     resume: bool = False

@@ -17,7 +17,7 @@ import cascadeops
 from .build import build_from_config
 from .checkpoint import class_table, load_backbone, load_weights, save_weights
 from .classes import check_same_classes
-from .data import Augmentation, CocoDataset, PythonDataset, default_dataset, training_loader
+from .data import AnnotatedImages, Augmentation, PythonDataset, default_dataset, open_dataset, training_loader
 from .data.python import PythonData
 from .devices import allow_tf32, choose_amp_dtype, choose_device
 from .errors import DataError, UsageError
@@ -135,7 +135,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
     print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
 
 
-def fit_to_data(config: TrainConfig, dataset: CocoDataset) -> TrainConfig:
+def fit_to_data(config: TrainConfig, dataset: AnnotatedImages) -> TrainConfig:
     """The configuration with the data's numbers of classes, and the semantic branch only if there are maps for it."""
     fields: dict = {"num_classes": dataset.num_classes}
     if hasattr(config.detector, "semantic"):
@@ -155,8 +155,9 @@ def open_data(config: TrainConfig, train_set: PythonData | None, val_set: Python
         return PythonDataset(train_set, "train_set", training=True), PythonDataset(val_set, "val_set")
     root = config.data or default_dataset()
     semantic = config.semantic if hasattr(config.detector, "semantic") else "no"
-    train_set = CocoDataset(root, "train", semantic=semantic, training=True)
-    return train_set, CocoDataset(root, "val", semantic="no")
+    boxes_only = config.arch == "faster_rcnn"
+    train_set = open_dataset(root, config.train_split, semantic=semantic, training=True, boxes_only=boxes_only)
+    return train_set, open_dataset(root, config.val_split, semantic="no", boxes_only=boxes_only)
 
 
 def check_weights_classes(path: Path, dataset) -> None:
@@ -197,7 +198,7 @@ def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> 
     return config.learning_rate * warmup * 0.1**decays
 
 
-def make_loader(config: TrainConfig, dataset: CocoDataset):
+def make_loader(config: TrainConfig, dataset: AnnotatedImages):
     return training_loader(
         dataset,
         batch_size=config.batch_size,
@@ -265,7 +266,8 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     )
     log.write(iteration, metrics.flat())
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
-    progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}")
+    voc = "" if metrics.voc is None else f"  VOC mAP {metrics.voc.mean:.3f}"
+    progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}{voc}")
     save_weights(
         output / "weights.safetensors",
         detector,
@@ -368,3 +370,7 @@ def describe_run(config, detector, train_set, val_set, device, total: int, itera
         + (f", continued after step {iteration}" if iteration else ""),
         flush=True,
     )
+    for kind, left_out in (("annotations", train_set.objects_left_out), ("images", train_set.images_left_out)):
+        if left_out:
+            reasons = ", ".join(f"{count} {why}" for why, count in left_out.items())
+            print(f"        not trained on: {sum(left_out.values())} {kind} ({reasons})", flush=True)

@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from models.data.coco import COCO_SEMANTIC_CLASSES, CocoDataset
+from models.data.coco import CocoDataset
+from models.data.dataset import COCO_SEMANTIC_CLASSES
 from models.data.segmentation import checked_run_lengths, pack_segmentations, run_lengths
 from models.data.shapes import ShapesSettings, write_dataset
 from models.errors import DataError
@@ -110,23 +111,28 @@ def test_category_ids_with_gaps_become_labels_by_ascending_id(make):
 
 
 DROPPED = {
-    "crowd": {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
-    "ignore flag": {"ignore": 1},
-    "box left of the image": {"bbox": [-30, 10, 20, 20]},
-    "box below the image": {"bbox": [10, HEIGHT, 20, 20]},
-    "area 0": {"area": 0},
-    "width below 1": {"bbox": [10, 10, 0.9, 20]},
-    "height below 1": {"bbox": [10, 10, 20, 0.5]},
-    "polygon of two points": {"segmentation": [[10, 10, 30, 30]]},
-    "polygon of odd length": {"segmentation": [[10, 10, 30, 10, 30, 30, 10]]},
-    "no polygon at all": {"segmentation": []},
+    "crowd": (
+        {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
+        "a crowd",
+    ),
+    "ignore flag": ({"ignore": 1}, 'marked "ignore"'),
+    "difficult": ({"ignore": 1, "difficult": 1}, "a difficult object"),
+    "box left of the image": ({"bbox": [-30, 10, 20, 20]}, "a box outside its image"),
+    "box below the image": ({"bbox": [10, HEIGHT, 20, 20]}, "a box outside its image"),
+    "area 0": ({"area": 0}, "no area"),
+    "width below 1": ({"bbox": [10, 10, 0.9, 20]}, "a box under 1 pixel"),
+    "height below 1": ({"bbox": [10, 10, 20, 0.5]}, "a box under 1 pixel"),
+    "polygon of two points": ({"segmentation": [[10, 10, 30, 30]]}, "no polygon of 3 points or more"),
+    "polygon of odd length": ({"segmentation": [[10, 10, 30, 10, 30, 30, 10]]}, "no polygon of 3 points or more"),
+    "no polygon at all": ({"segmentation": []}, "no polygon of 3 points or more"),
 }
 
 
 @pytest.mark.parametrize("case", DROPPED)
 def test_unusable_annotations_are_left_out_and_the_others_stay(make, case):
-    dataset = make(_content([_square(1), _square(2, **DROPPED[case]), _square(3)]))
+    dataset = make(_content([_square(1), _square(2, **DROPPED[case][0]), _square(3)]))
     assert dataset.annotations.annotation_ids.tolist() == [1, 3]
+    assert dataset.objects_left_out == {DROPPED[case][1]: 1}
 
 
 @pytest.mark.parametrize(
@@ -369,11 +375,14 @@ def test_no_such_folder_and_no_such_split(make, tmp_path):
         CocoDataset(tmp_path / "nowhere")
     dataset = make()
     with pytest.raises(
-        DataError, match=r"no annotation file for the split 'val'[\s\S]*instances_val2017.json and .*val.json"
+        DataError,
+        match=r"no annotation file for the split 'val'[\s\S]*instances_val2017.json and .*val.json and .*val2014.json",
     ):
         CocoDataset(tmp_path, "val")
     shutil.rmtree(dataset.image_folder)
-    with pytest.raises(DataError, match=r"no image folder for the split 'train'[\s\S]*/train2017 and .*/train\n"):
+    with pytest.raises(
+        DataError, match=r"no image folder for the split 'train'[\s\S]*/train2017 and .*/train and .*/train2014\n"
+    ):
         CocoDataset(tmp_path, "train")
 
 
@@ -439,7 +448,7 @@ def test_annotations_are_arrays_only_and_small(make):
     parts = {**vars(dataset.annotations), **vars(dataset.annotations.segmentations)}
     parts.pop("segmentations")
     for name, value in parts.items():
-        assert isinstance(value, np.ndarray | int | None) or name == "class_names", name
+        assert isinstance(value, np.ndarray | int | None) or name in ("class_names", "left_out"), name
         assert not isinstance(value, np.ndarray) or not value.dtype.hasobject, name
     assert dataset.annotations.nbytes() < 3000 * 140
     assert isinstance(dataset._kept, np.ndarray)
@@ -484,3 +493,54 @@ def test_polygons_of_two_decimals_take_half_the_memory_and_are_the_same():
 def test_packing_nothing():
     packed = pack_segmentations([])
     assert packed.spans.shape == (0, 2) and packed.part_offsets.tolist() == [0]
+
+
+def test_a_name_that_is_a_link_out_of_the_folder_is_refused(make, tmp_path):
+    dataset = make()
+    path = dataset.image_folder / "1.jpg"
+    path.rename(tmp_path / "elsewhere.jpg")
+    path.symlink_to(tmp_path / "elsewhere.jpg")
+    with pytest.raises(DataError, match=r"lies outside its folder\n  where: .*train/1.jpg\n  why: .*elsewhere.jpg"):
+        dataset.image(0)
+    path.unlink()
+    path.symlink_to("2.jpg")  # within the folder a link is a name like another
+    assert dataset.image(0).shape == (HEIGHT, WIDTH, 3)
+    dataset.image_folder.rename(tmp_path / "pictures")  # and a person may link the folder itself
+    dataset.image_folder.symlink_to("pictures")
+    assert dataset.image(0).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_cocos_2014_splits_and_minival(make, tmp_path):
+    source = make(_content(images=2)).annotation_file
+    for split, folder in (("minival2014", "val2014"), ("valminusminival2014", "val2014"), ("train2014", "train2014")):
+        shutil.copy(source, tmp_path / "annotations" / f"instances_{split}.json")
+        shutil.copytree(tmp_path / "train", tmp_path / folder, dirs_exist_ok=True)
+        assert CocoDataset(tmp_path, split).image_folder.name == folder
+    assert CocoDataset(tmp_path, "coco_2014_minival").annotation_file.name == "instances_minival2014.json"
+    for folder in ("train", "train2017"):  # of the files of several years, the images are those of the same year
+        (tmp_path / folder).mkdir(exist_ok=True)
+    source.unlink()
+    dataset = CocoDataset(tmp_path, "train")
+    assert (dataset.annotation_file.name, dataset.image_folder.name) == ("instances_train2014.json", "train2014")
+
+
+def test_1203_classes_in_lviss_own_form(tmp_path, make):
+    image = make().image_folder / "1.jpg"
+    (tmp_path / "val2017").mkdir()
+    shutil.copy(image, tmp_path / "val2017" / "7.jpg")
+    content = _content([_square(category_id=1203)], categories=[{"id": i, "name": f"n{i}"} for i in range(1, 1204)])
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/7.jpg"
+    (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(content))
+    dataset = CocoDataset(tmp_path, "val")
+    assert dataset.num_classes == 1203 and dataset.objects(0)[1].tolist() == [1202]
+    assert dataset.image_info(0).file_name == "val2017/7.jpg" and dataset.image(0).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_boxes_alone_for_detectors_without_masks(make):
+    content = _content([_square(1, segmentation=None), _square(2, iscrowd=1)])
+    dataset = make(content, boxes_only=True)
+    assert dataset.objects(0)[0].tolist() == [[10, 10, 30, 30]] and dataset.annotations.nbytes() > 0
+    sample = dataset.sample(0, None)
+    assert sample.boxes.shape == (1, 4) and not sample.windows.any() and sample.bitmaps == []
+    assert dataset.objects_left_out == {"a crowd": 1}

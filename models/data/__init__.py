@@ -1,4 +1,4 @@
-"""Data: the generated default data set, the reader of COCO-layout folders, and the way from both to batches.
+"""Data: the generated default data set, readers of COCO's and VOC's folders, and the way to batches.
 
 Names are looked up on first use, because drawing a data set, and asking for help, need no torch.
 """
@@ -6,6 +6,7 @@ Names are looked up on first use, because drawing a data set, and asking for hel
 import importlib
 
 _HOME = {
+    "AnnotatedImages": "dataset",
     "Augmentation": "transforms",
     "Batch": "batch",
     "BatchLoader": "loader",
@@ -14,8 +15,10 @@ _HOME = {
     "PythonDataset": "python",
     "SceneSettings": "scene",
     "ShapesSettings": "shapes",
+    "VocDataset": "voc",
     "default_dataset": "shapes",
     "evaluation_loader": "loader",
+    "open_dataset": "layout",
     "training_loader": "loader",
     "write_dataset": "shapes",
 }

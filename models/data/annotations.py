@@ -5,6 +5,7 @@ copy all of their memory; arrays stay shared.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from .segmentation import (
 )
 
 REQUIRED = {
-    "images": ("id", "file_name", "height", "width"),
+    "images": ("id", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
@@ -43,26 +44,34 @@ class Annotations:
     boxes: np.ndarray  # float32 [A, 4] (x1, y1, x2, y2), pixels
     labels: np.ndarray  # int16 [A]
     annotation_ids: np.ndarray  # int64 [A]
-    segmentations: PackedSegmentations
+    segmentations: PackedSegmentations | None  # None: only the boxes were read
     num_stuff_ids: int | None  # highest id in the file's own list of stuff classes, plus one; None without such a list
+    left_out: tuple[tuple[str, int], ...]  # (reason, count) of the annotations that are not among the objects
 
     def nbytes(self) -> int:
         """Memory of all arrays, in bytes."""
-        arrays = [*vars(self).values(), *vars(self.segmentations).values()]
+        arrays = [*vars(self).values(), *(vars(self.segmentations).values() if self.segmentations else ())]
         return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, boxes_only: bool = False) -> Annotations:
     """Read the COCO annotation file at `path`.
 
     An object is usable when it is no crowd, not marked "ignore", has an area above 0, a box of at least 1 x 1 pixel
     that meets the image, and a mask: run lengths, or at least one polygon of 3 points or more. The others are left
-    out, as mmdetection does. What cannot be right is refused.
+    out, as mmdetection does, and counted. What cannot be right is refused.
+
+    Args:
+        boxes_only: masks are neither needed nor kept.
 
     Raises:
         DataError: not JSON, not COCO, unknown or repeated ids, numbers that are none, malformed masks.
     """
-    content = _parse(path)
+    return pack_annotations(read_content(path), path, boxes_only)
+
+
+def pack_annotations(content: dict, path: Path, boxes_only: bool = False) -> Annotations:
+    """The usable objects of an annotation file's content; `path` is what messages call it. As read_annotations."""
     _check_keys(content, path)
     categories = _by_id(content["categories"], "categories", path)
     category_ids = sorted(categories)
@@ -72,6 +81,7 @@ def read_annotations(path: Path) -> Annotations:
     _by_id(content["annotations"], "annotations", path)
 
     annotated = set()
+    left_out: Counter[str] = Counter()
     objects: dict[int, list[tuple]] = {image_id: [] for image_id in images}
     for annotation in content["annotations"]:
         image_id, category = annotation["image_id"], annotation["category_id"]
@@ -84,12 +94,14 @@ def read_annotations(path: Path) -> Annotations:
             raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
         annotated.add(image_id)
         try:
-            usable = _usable(annotation, *sizes[image_id])
+            usable = _usable(annotation, *sizes[image_id], boxes_only)
         except MalformedAnnotation as error:
             raise DataError(
                 "an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation")
             ) from error
-        if usable is not None:
+        if isinstance(usable, str):
+            left_out[usable] += 1
+        else:
             box, segmentation = usable
             objects[image_id].append((box, label_of[category], annotation["id"], segmentation))
 
@@ -105,8 +117,9 @@ def read_annotations(path: Path) -> Annotations:
         boxes=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
         labels=np.array([row[1] for row in rows], np.int16),
         annotation_ids=np.array([row[2] for row in rows], np.int64),
-        segmentations=pack_segmentations([row[3] for row in rows]),
+        segmentations=None if boxes_only else pack_segmentations([row[3] for row in rows]),
         num_stuff_ids=_num_stuff_ids(content.get("stuff")),
+        left_out=tuple(left_out.most_common()),
     )
 
 
@@ -117,7 +130,9 @@ def _num_stuff_ids(stuff: object) -> int | None:
     return max((identity + 1 for identity in ids if type(identity) is int), default=None)
 
 
-def _parse(path: Path) -> dict:
+def read_content(path: Path) -> dict:
+    """The JSON of an annotation file. Raises DataError: it cannot be read, or is no JSON."""
+
     def refuse(name: str) -> None:
         raise ValueError(f"it contains {name}, which is no number")
 
@@ -185,7 +200,9 @@ def _image_size(image: dict, path: Path) -> tuple[int, int]:
 
 
 def _file_name(image: dict, path: Path) -> str:
-    name = image["file_name"]
+    name = image.get("file_name")
+    if name is None and isinstance(image.get("coco_url"), str):  # LVIS: http://images.cocodataset.org/val2017/1.jpg
+        name = "/".join(image["coco_url"].split("/")[-2:])
     if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         why = f"file_name must be a path inside the image folder, got {name!r}"
         raise DataError(
@@ -194,8 +211,10 @@ def _file_name(image: dict, path: Path) -> str:
     return name
 
 
-def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float], list[list[float]] | bytes] | None:
-    """(box as corners, checked segmentation) of an annotation; None when it is one to leave out."""
+def _usable(
+    annotation: dict, height: int, width: int, boxes_only: bool
+) -> tuple[Sequence[float], list[list[float]] | bytes] | str:
+    """(box as corners, checked segmentation) of an annotation; of one to leave out, the reason."""
     box, area = annotation["bbox"], annotation.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
         raise MalformedAnnotation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
@@ -208,14 +227,19 @@ def _usable(annotation: dict, height: int, width: int) -> tuple[Sequence[float],
     elif isinstance(segmentation, list):
         checked = usable_polygons(segmentation)
     x, y, w, h = box
-    meets = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
-    if annotation.get("iscrowd") or annotation.get("ignore") or w < 1 or h < 1 or not meets:
-        return None
+    if annotation.get("iscrowd"):
+        return "a crowd"
+    if annotation.get("ignore"):
+        return "a difficult object" if annotation.get("difficult") else 'marked "ignore"'
+    if w < 1 or h < 1:
+        return "a box under 1 pixel"
+    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        return "a box outside its image"
     if area is not None and area <= 0:
-        return None
-    if not isinstance(segmentation, dict | list):
+        return "no area"
+    if not isinstance(segmentation, dict | list) and not boxes_only:
         raise MalformedAnnotation("it has no segmentation; boxes alone cannot train a mask head")
-    return ((x, y, x + w, y + h), checked) if checked else None
+    return ((x, y, x + w, y + h), checked) if checked or boxes_only else "no polygon of 3 points or more"
 
 
 def _is_coordinate(value: object) -> bool:

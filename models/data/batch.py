@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coco import IGNORED
+from .dataset import IGNORED
 from .transforms import MEAN, STD, Sample, padded_size
 
 

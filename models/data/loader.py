@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from .batch import Batch, collate
-from .coco import IGNORED, CocoDataset
+from .dataset import IGNORED, AnnotatedImages
 from .transforms import Augmentation, Sample, padded_size, resized_size
 
 
@@ -93,7 +93,7 @@ class BatchLoader:
 
 
 def training_loader(
-    dataset: CocoDataset,
+    dataset: AnnotatedImages,
     batch_size: int,
     seed: int,
     epoch: int = 0,
@@ -133,7 +133,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: CocoDataset,
+    dataset: AnnotatedImages,
     batch_size: int = 1,
     resize: tuple[int, int] | None = None,
     workers: int = 0,
@@ -176,7 +176,7 @@ class _Samples:
 
     def __init__(
         self,
-        dataset: CocoDataset,
+        dataset: AnnotatedImages,
         resize: tuple[int, int] | None,
         augmentation: Augmentation | None = None,
         seed: int = 0,

@@ -20,7 +20,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from ..errors import DataError, UsageError
-from .coco import ImageInfo
+from .dataset import ImageInfo
 from .segmentation import MalformedAnnotation, checked_run_lengths, usable_polygons
 from .transforms import Augmentation, Sample, transform
 
@@ -36,7 +36,7 @@ class PythonData(Protocol):
 
 
 class PythonDataset:
-    """Wraps a user's data set; has what the loaders, the training loop and the evaluation ask of a `CocoDataset`.
+    """Wraps a user's data set; has what the loaders, the training loop and the evaluation ask of `AnnotatedImages`.
 
     Everything is read once here: batches are put together by the images' sizes, the evaluation needs all annotations
     (kept as run lengths), and a mistake in the last image should not end a run after an hour. Pictures are not kept.
@@ -50,7 +50,7 @@ class PythonDataset:
         UsageError: no class names. DataError: an item that is not as described; says which, what and why.
     """
 
-    has_semantic, num_semantic_classes = False, 0
+    has_semantic, num_semantic_classes, voc = False, 0, None
 
     def __init__(self, data: PythonData, name: str, training: bool = False):
         names = getattr(data, "class_names", None)
@@ -68,7 +68,7 @@ class PythonDataset:
         if len(set(self.category_ids.tolist())) != len(self.class_names) or len(ids) != len(self.class_names):
             why = f"{len(self.class_names)} names, ids {list(ids)}"
             raise UsageError("category_ids must hold one id for each class", where=name, why=why)
-        self._data = data
+        self._data, self.objects_left_out, self.images_left_out = data, {}, {}
         self._kept, sizes, self._objects = [], [], []
         for index in range(len(data)):
             image, boxes, labels, masks = self._item(index)
@@ -76,6 +76,8 @@ class PythonDataset:
                 self._kept.append(index)
                 sizes.append(image.shape[:2])
                 self._objects.append((boxes, labels, masks))
+            else:
+                self.images_left_out["no object"] = self.images_left_out.get("no object", 0) + 1
         if not self._kept:
             why = f"it has {len(data)} images, none with an object" if training else "it has no images"
             raise DataError("there is nothing to use", where=self.root, why=why)
@@ -102,7 +104,7 @@ class PythonDataset:
         augmentation: Augmentation | None = None,
         random: np.random.Generator | None = None,
     ) -> Sample:
-        """As `CocoDataset.sample`. The annotations are those of the first reading."""
+        """As `AnnotatedImages.sample`. The annotations are those of the first reading."""
         item = self._kept[index]
         image = self.image(index)
         if image.shape[:2] != tuple(self.sizes[index]):

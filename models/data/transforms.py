@@ -106,7 +106,7 @@ def transform(
     image: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
-    masks: Callable[[int], np.ndarray],
+    masks: Callable[[int], np.ndarray] | None,
     semantic: np.ndarray | None,
     *,
     image_id: int,
@@ -120,7 +120,7 @@ def transform(
         image: uint8 [H, W, 3] RGB.
         boxes: float32 [g, 4].
         labels: int64 [g].
-        masks: gives the mask uint8 [H, W] of object i; called once for each.
+        masks: gives the mask uint8 [H, W] of object i; called once for each. None: there are none, windows are empty.
         semantic: uint8 [H, W] or None.
         resize: limits (short, long) of the sides, pixels; None: as it is.
         augmentation: None in evaluation.
@@ -142,11 +142,15 @@ def transform(
     if flip:
         image, columns = image[:, ::-1], columns[::-1]
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    windows = box_windows(boxes, height, width)
-    bitmaps = [
-        masks(index)[rows[y : y + h, None], columns[None, x : x + w]].reshape(-1)
-        for index, (x, y, w, h) in enumerate(windows.tolist())
-    ]
+    windows = box_windows(boxes, height, width) if masks is not None else np.zeros((len(boxes), 4), np.int32)
+    bitmaps = (
+        []
+        if masks is None
+        else [
+            masks(index)[rows[y : y + h, None], columns[None, x : x + w]].reshape(-1)
+            for index, (x, y, w, h) in enumerate(windows.tolist())
+        ]
+    )
     if semantic is not None:
         semantic = semantic[rows[::8, None], columns[None, ::8]]
     return Sample(image, boxes, labels, windows, bitmaps, semantic, image_id, original, (scale_x, scale_y))

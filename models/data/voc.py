@@ -1,0 +1,198 @@
+"""PASCAL VOC: boxes from Annotations/*.xml, or instance masks from SegmentationObject/*.png or a COCO-style JSON file.
+
+Layout and conventions: the VOC development kit (Everingham et al., 2007 to 2012). In its files a box names its first
+and its last pixel, counted from 1; all four numbers are taken minus 1, as in mmdetection and maskrcnn-benchmark.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from ..errors import DataError
+from ..images import path_inside, read_label_map
+from .annotations import pack_annotations, read_annotations, read_content
+from .coco import existing_folder
+from .dataset import AnnotatedImages, VocMetric
+from .voc_xml import VocFile, read_voc_file
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+LAST_YEAR_OF_ELEVEN_POINTS = 2009
+
+
+def is_voc(root: Path) -> bool:
+    """Whether a folder has VOC's layout: VOCdevkit/VOC2012, or VOCdevkit itself."""
+    return _is_year(root) or any(map(_is_year, root.glob("VOC*")))
+
+
+def _is_year(folder: Path) -> bool:
+    return (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir()
+
+
+class VocDataset(AnnotatedImages):
+    """One split of a folder in VOC's layout.
+
+    With masks, from the first of these that is there: Annotations/pascal_{split}{year}.json (COCO's form; also
+    conversions of SBD, under the name that `annotation_file` gives), or SegmentationObject/{name}.png of the images
+    listed in ImageSets/Segmentation/{split}.txt, whose colour k is object k of the XML file. With `boxes_only` the
+    images listed in ImageSets/Main/{split}.txt.
+
+    Difficult objects are not trained on; the VOC metric ignores them. The classes are VOC's 20, or those in
+    labels.txt of the folder, one a line.
+
+    Args:
+        root: VOCdevkit/VOC2012, or a VOCdevkit with one year in it.
+        split: "train", "val", "trainval" or "test"; "voc_2012_train" chooses among the years of a VOCdevkit, and
+            "voc_2012_train_cocostyle" is the same (masks are read where the detector needs them).
+        training: leave out images without any object. Evaluation has all.
+        boxes_only: masks are not read, and need not be there (for detectors without a mask head).
+        annotation_file: a COCO-style file instead of the ones looked for; relative to `root` or absolute.
+
+    Raises:
+        DataError: says what is wrong, where, why, and what mends it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        training: bool = False,
+        boxes_only: bool = False,
+        annotation_file: str | Path | None = None,
+    ) -> None:
+        year, split = _catalogue_name(split)
+        folder = _year_folder(existing_folder(root), year)
+        year = year or (int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None)
+        file = folder / (annotation_file or f"Annotations/pascal_{split}{year or ''}.json")
+        self._folder, self._boxes_only = folder, boxes_only
+        self._from_json = annotation_file is not None or (not boxes_only and file.is_file())
+        if self._from_json:
+            annotations = read_annotations(file, boxes_only)
+        else:
+            file = _image_set(folder, split, boxes_only)
+            annotations = pack_annotations(_content(folder, file, boxes_only), file, boxes_only)
+        self.voc = VocMetric(year is not None and year <= LAST_YEAR_OF_ELEVEN_POINTS, not self._from_json)
+        super().__init__(folder, split, file, folder / "JPEGImages", None, annotations, training, min_side=0)
+
+    def ground_truth(self) -> dict:
+        """The annotations as the content of a COCO file, read again; difficult objects have "ignore": 1."""
+        if self._from_json:
+            return read_content(self.annotation_file)
+        return _content(self._folder, self.annotation_file, self._boxes_only)
+
+
+def _catalogue_name(split: str) -> tuple[int | None, str]:
+    """(year, split) of "voc_2012_train"; (None, "train") of "train"."""
+    match = re.fullmatch(r"voc_(\d{4})_(\w+?)(_cocostyle)?", split)
+    return (int(match[1]), match[2]) if match else (None, split)
+
+
+def _year_folder(root: Path, year: int | None) -> Path:
+    if _is_year(root):
+        return root
+    years = sorted(path for path in root.glob("VOC*") if _is_year(path))
+    chosen = [path for path in years if year is None or path.name == f"VOC{year}"]
+    if len(chosen) != 1:
+        raise DataError(
+            "the VOC folder has several years" if chosen else "the VOC folder lacks this year",
+            where=root,
+            why=f"it has {', '.join(path.name for path in years)}",
+            fix=f"name one: {years[-1]}",
+        )
+    return chosen[0]
+
+
+def _image_set(folder: Path, split: str, boxes_only: bool) -> Path:
+    """The file that lists the split's images."""
+    file = folder / "ImageSets" / ("Main" if boxes_only else "Segmentation") / f"{split}.txt"
+    if file.is_file() and (boxes_only or (folder / "SegmentationObject").is_dir()):
+        return file
+    if boxes_only:
+        have = sorted(path.stem for path in file.parent.glob("*.txt") if "_" not in path.stem)
+        why = f"looked for {file}; there are {', '.join(have) or 'no lists'}"
+        raise DataError(f"the VOC folder has no split {split!r}", where=folder, why=why)
+    raise DataError(
+        f"the VOC folder has no masks for the split {split!r}",
+        where=folder,
+        why=f"looked for Annotations/pascal_{split}*.json, and for {file} with the folder SegmentationObject",
+        fix="--arch faster_rcnn is trained on the boxes alone",
+    )
+
+
+def _content(folder: Path, image_set: Path, boxes_only: bool) -> dict:
+    """The images that `image_set` lists, in COCO's form."""
+    label_file = folder / "labels.txt"
+    classes = label_file.read_text(encoding="utf-8").split("\n") if label_file.is_file() else CLASSES
+    category_of = {name.strip(): number for number, name in enumerate(filter(str.strip, classes), 1)}
+    names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
+    by_number = all(re.fullmatch(r"[\d_]{1,18}", name) for name in names)
+    images, annotations = [], []
+    for position, name in enumerate(names, 1):
+        # VOC's own names are numbers; its COCO-style files take them as ids, too: 2007_000027 is 2007000027
+        image_id = int(name.replace("_", "")) if by_number else position
+        file = read_voc_file(path_inside(folder / "Annotations", f"{name}.xml"))
+        images.append({"id": image_id, "file_name": f"{name}.jpg", "height": file.height, "width": file.width})
+        masks = None if boxes_only else _instance_masks(folder, name, file)
+        for number, thing in enumerate(file.objects):
+            if thing.name not in category_of:
+                raise DataError(
+                    "an object is of no known class",
+                    where=f"{folder}/Annotations/{name}.xml, object {number + 1}",
+                    why=f"its name is {thing.name!r}; known are {', '.join(category_of)}",
+                    fix=f"write your classes, one a line, into {label_file}",
+                )
+            x1, y1, x2, y2 = (side - 1 for side in thing.box)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_of[thing.name],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1) if masks is None else int(mask_api.area(masks[number])),
+                    "iscrowd": 0,
+                    "ignore": int(thing.difficult),
+                    "difficult": int(thing.difficult),
+                }
+            )
+            if masks is not None:
+                annotations[-1]["segmentation"] = masks[number] | {"counts": masks[number]["counts"].decode()}
+    categories = [{"id": number, "name": name} for name, number in category_of.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _instance_masks(folder: Path, name: str, file: VocFile) -> list[dict]:
+    """COCO RLE of each object: the pixels that hold its number, counted from 1."""
+    path = path_inside(folder / "SegmentationObject", f"{name}.png")
+    numbers = read_label_map(path)
+    if numbers.shape != (file.height, file.width):
+        why = f"(height, width) is {numbers.shape}, the XML file says {(file.height, file.width)}"
+        raise DataError("a map of objects has another size than its image", where=path, why=why)
+    highest = int(numbers[numbers != 255].max(initial=0))  # 255 is the border around objects
+    if highest > len(file.objects):
+        why = f"it has pixels of object {highest}, the XML file lists {len(file.objects)} objects"
+        raise DataError("a map of objects has more objects than the XML file", where=path, why=why)
+    masks = [np.asfortranarray(numbers == number, np.uint8) for number in range(1, len(file.objects) + 1)]
+    return [mask_api.encode(mask) for mask in masks]
