@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 PROGRAMS = {
     "train": "train a detector and report its AP",
+    "replay": "compute a training step again whose loss was not finite",
     "evaluate": "box and mask AP of a weights file on a data set",
     "predict": "find objects in pictures: overlays and COCO results",
     "classify": "name what is in pictures, or measure an ImageNet classifier",

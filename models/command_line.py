@@ -4,7 +4,8 @@ Accepted alike: `--learning-rate 0.01`, `--learning-rate=0.01`, `learning_rate=0
 `--data.workers 4`; several values as `--resize 800 1333` or `resize=800,1333`; switches as `--amp`,
 `--no-amp`, `amp=false`.
 
-Exit codes: 0 done, 2 usage, 3 data, 4 environment, 130 interrupted. Nothing here imports torch, so `--help` is quick.
+Exit codes: 0 done, 2 usage, 3 data, 4 environment, 130 interrupted (by another signal: 128 + its number).
+Nothing here imports torch, so `--help` is quick.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ def run(
     main: Callable[[Config], None],
     *,
     examples: Sequence[str],
-    presets: Mapping[str, Config] | None = None,
+    presets: Mapping[str, Config] | Callable[[Sequence[str]], Mapping[str, Config]] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> typing.NoReturn:
     """Runs a program: parses the command line, calls `main` with the result, turns faults into a message and exit code.
@@ -43,20 +44,23 @@ def run(
         config_type: dataclass; its docstring is the program's description.
         examples: command lines that `--help` starts with; "{program}" stands for how this program is called.
         presets: named configurations that `--preset NAME` starts from; the first is the default. All of one structure.
+            Or a function that gives them for a command line.
         arguments: the command line without the program's name; sys.argv by default.
     """
     # PyTorch reads this at its first allocation. Large tensors in pages of 2 MiB instead of 4 KiB: making one takes a
     # CPU a quarter of the time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     program = program_name()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        main(parse(config_type, sys.argv[1:] if arguments is None else arguments, program, examples, presets))
+        presets = presets(arguments) if callable(presets) else presets
+        main(parse(config_type, arguments, program, examples, presets))
     except UserError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        Console(stderr=True, highlight=False).print(str(interrupt) or "interrupted", soft_wrap=True)
+        sys.exit(getattr(interrupt, "exit_code", 130))
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

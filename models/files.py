@@ -32,11 +32,35 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         try:
             yield temporary
             os.chmod(temporary, _mode_for(target))
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """As `atomic_path`, for a folder of files: yields an empty one beside `path`, which must not be there yet.
+
+    One process at a time may write it. A kill leaves a folder that is called like `path`, with a dot before
+    it and ".part" behind.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.part")
+    with explained(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in sorted(temporary.iterdir()):
+                os.chmod(file, _mode_for(file.with_name("new")))  # safetensors makes private files
+                sync(file)
+            sync(temporary)
+            os.rename(temporary, target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -102,7 +126,8 @@ def _mode_for(target: Path) -> int:
     return 0o666 & ~mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when what a file, or the names in a folder, hold has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

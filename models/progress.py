@@ -3,8 +3,9 @@
 import importlib.util
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,11 @@ class MetricsLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Returns when all lines have reached the disk."""
+        with explained(self.path):
+            os.fsync(self._file.fileno())
+
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Adds an image, uint8 RGB [H, W, 3], to TensorBoard; metrics.jsonl has none."""
         if self._board is not None:
@@ -124,18 +130,36 @@ class MetricsLog:
             self._board.close()
 
 
+def evaluations(path: Path) -> dict[int, float]:
+    """The steps that a metrics file has an evaluation of, each with its AP: of masks, or else of boxes."""
+    found = {}
+    for _, values in _whole_lines(path):
+        if "images" in values:
+            found[values["step"]] = values.get("mask_ap", values.get("box_ap")) or 0.0
+    return found
+
+
+def best_step(path: Path) -> int | None:
+    """The evaluated step of the highest AP, the earliest of equals; None if there is none."""
+    scores = evaluations(path)
+    return max(scores, key=scores.__getitem__, default=None)
+
+
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    """Whole lines of a metrics file with at most this step; a last line cut off by a crash is left out."""
+    return [line for line, values in _whole_lines(path) if values["step"] <= step]
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict]]:
+    """(line, its values) of a metrics file; a last line cut off by a crash is left out."""
     if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                kept.append(line)
+            values = json.loads(line)
+            if line.endswith("\n") and isinstance(values["step"], int):
+                yield line, values
         except (ValueError, KeyError, TypeError):
             continue
-    return kept
 
 
 def _short(value: object) -> str:

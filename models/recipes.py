@@ -30,7 +30,8 @@ class TrainConfig:
     output: Path = Path("runs/scnet")
     """Folder for everything that the run writes."""
     resume: bool = False
-    """Continue the run in --output from its last checkpoint; the result is that of a run without the break."""
+    """Continue the run in --output from its last intact checkpoint, with its own settings; the result is that of a run
+    without the break."""
     weights: Path | None = None
     """Start from these weights of a whole detector (fine-tuning)."""
     backbone_weights: Path | None = None
@@ -88,6 +89,10 @@ class TrainConfig:
     """Evaluate on the first images only."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
+    checkpoint_every_steps: int = 0
+    """Steps between further checkpoints; 0: none but those of epochs."""
+    keep_checkpoints: int = 3
+    """How many of the last checkpoints are kept, beside the one that scored best."""
     log_every: int = 20
     """Steps between lines of metrics."""
     detector: FasterRCNNConfig | MaskRCNNConfig | CascadeMaskRCNNConfig | HTCConfig | SCNetConfig = field(
@@ -96,9 +101,10 @@ class TrainConfig:
     """The architecture. Numbers of classes are taken from the data."""
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {"epochs": 1, "batch_size": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
+        for name, value in (least | {"checkpoint_every_steps": 0}).items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.short_sides is not None and not 0 < self.short_sides[0] <= self.short_sides[1]:
             raise ValueError(f"short_sides must be (least, most) pixels above 0, got {self.short_sides}")
         if self.learning_rate <= 0:

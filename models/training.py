@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import resource
+import textwrap
 import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-import cascadeops
 
 from .build import build_from_config
 from .checkpoint import class_table, load_backbone, load_weights, save_weights
 from .classes import check_same_classes
+from .config_files import settings
 from .data import AnnotatedImages, Augmentation, PythonDataset, default_dataset, open_dataset, training_loader
 from .data.python import PythonData
 from .devices import allow_tf32, choose_amp_dtype, choose_device
-from .errors import DataError, UsageError
+from .errors import UsageError
 from .evaluate import evaluate_detector, save_comparison
-from .files import atomic_write, make_folder, write_json
-from .progress import MetricsLog, Progress
+from .files import make_folder
+from .interrupts import StopSignals
+from .loss_window import LossWindow
+from .out_of_memory import explained_memory
+from .progress import MetricsLog, Progress, best_step, evaluations
 from .recipes import TrainConfig
 from .recomputation import recompute_activations
+from .replay import check_finite
+from .resume import RunFolder, TrainingState, random_state
 
 
 def train(config: TrainConfig, train_set: PythonData | None = None, val_set: PythonData | None = None) -> None:
@@ -49,7 +52,6 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
     )
     config = fit_to_data(config, train_set)
     output = make_folder(config.output)
-    checkpoint = start_or_resume(config, output)
 
     torch.manual_seed(config.seed)
     detector = build_from_config(config.arch, config.detector).to(device).train()
@@ -57,82 +59,118 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         allow_tf32()
     if config.checkpoint_activations:
         recompute_activations(detector)
-    if config.weights:
+    if config.weights and not config.resume:
         check_weights_classes(config.weights, train_set)
         load_weights(detector, config.weights)
-    if config.backbone_weights:
+    if config.backbone_weights and not config.resume:
         load_backbone(detector.backbone, config.backbone_weights)
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(config, detector)
     amp_dtype = choose_amp_dtype(config.amp, device)
     # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    window = LossWindow()
+    state = TrainingState(detector, optimizer, scaler, window, device)
 
     loader = make_loader(config, train_set)
     steps_per_epoch = len(loader)
     total = config.epochs * steps_per_epoch
     if config.max_iterations is not None:
         total = min(total, config.max_iterations)
-    iteration = 0
-    if checkpoint is not None:
-        detector.load_state_dict(checkpoint["detector"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        scaler.load_state_dict(checkpoint["scaler"])
-        restore_random_state(checkpoint["random"], device)
-        iteration = checkpoint["iteration"]
-    log = MetricsLog(output, resume_step=iteration if checkpoint is not None else None)
-    describe_run(config, detector, train_set, val_set, device, total, iteration)
 
-    window = LossWindow()
-    with Progress("train", total=total, unit="steps", done=iteration) as progress:
-        while iteration < total:
+    with (
+        StopSignals() as stop,
+        RunFolder(config, output, train_set) as run,
+        Progress("train", total=total, unit="steps", done=run.first_step) as progress,
+    ):
+        iteration = run.first_step
+        if run.checkpoint is not None:
+            state.restore(run.checkpoint)
+        log = MetricsLog(output, resume_step=iteration if config.resume else None)
+        describe_run(config, detector, train_set, val_set, device, total, iteration)
+        while True:
+            stop.at_once()
+            # A run may have been stopped between a checkpoint and its evaluation.
+            if evaluation_is_due(config, iteration, steps_per_epoch, total) and iteration not in evaluations(log.path):
+                start = time.monotonic()
+                evaluate(config, detector, val_set, output, log, iteration, progress)
+                window.leave_out(time.monotonic() - start)
+            if iteration == total:
+                break
             epoch, start_batch = divmod(iteration, steps_per_epoch)
             loader.set_epoch(epoch, start_batch)
+            stop.after_step()
             for batch in loader:
                 batch = batch.to(device)
                 rate = learning_rate(config, iteration, steps_per_epoch)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["multiple"]
                 optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
-                with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                    losses = detector.losses(
-                        batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
-                    )
-                    loss = sum(losses.values())
-                scaler.scale(loss).backward()
+                random = random_state(device)
+                with explained_memory(iteration + 1, batch, detector, optimizer):
+                    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                        losses = detector.losses(
+                            batch.images,
+                            batch.image_sizes,
+                            batch.gt_boxes,
+                            batch.gt_labels,
+                            batch.gt_masks,
+                            batch.semantic,
+                        )
+                        loss = sum(losses.values())
+                    scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 limit = config.clip_gradient_norm or math.inf
                 norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+                values = losses | {"loss": loss}
+                # In float16 the gradient may overflow: the scaler leaves such a step out and scales less.
+                finite = values if amp_dtype is torch.float16 else values | {"gradient_norm": norm}
+                check_finite(config, output, iteration + 1, finite, detector, batch, random)
                 scaler.step(optimizer)
                 scaler.update()
                 iteration += 1
-                window.add(losses | {"loss": loss, "gradient_norm": norm}, images=len(batch.images))
+                window.add(values | {"gradient_norm": norm}, images=len(batch.images))
 
                 if iteration % config.log_every == 0 or iteration == total:
-                    values = window.means(where=f"step {iteration}, images {batch.image_ids}")
+                    means = window.means()
                     memory = memory_peak(device)
                     log.write(
                         iteration,
-                        values | {"learning_rate": rate, "epoch": iteration / steps_per_epoch, "memory_gib": memory},
+                        means | {"learning_rate": rate, "epoch": iteration / steps_per_epoch, "memory_gib": memory},
                     )
                     progress.advance(
                         iteration - progress.done,
-                        loss=values["loss"],
-                        speed=f"{values['images_per_second']:.1f} images/s",
-                        gradient_norm=values["gradient_norm"],
+                        loss=means["loss"],
+                        speed=f"{means['images_per_second']:.1f} images/s",
+                        gradient_norm=means["gradient_norm"],
                         memory=f"{memory:.2f} GiB",
                     )
+                must_save = iteration == total or stop.asked is not None
+                if must_save or checkpoint_is_due(config, iteration, steps_per_epoch):
+                    log.sync()  # first, so that a checkpoint never knows of more than its log
+                    position = {
+                        "seed": config.seed,
+                        "epoch": epoch,
+                        "batches_done": iteration - epoch * steps_per_epoch,
+                    }
+                    run.save(iteration, state, position, best_step(log.path), must_save)
+                stop.end_if_asked(iteration)
                 if iteration == total:
                     break
-            epochs_done = iteration // steps_per_epoch
-            last = iteration == total
-            if last or epochs_done % config.checkpoint_every == 0:
-                save_checkpoint(output, config, detector, optimizer, scaler, iteration, device)
-            if last or (config.evaluate_every and epochs_done % config.evaluate_every == 0):
-                evaluate(config, detector, val_set, output, log, iteration, progress)
-                window = LossWindow()
-    log.close()
+        log.close()
     print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
+
+
+def checkpoint_is_due(config: TrainConfig, iteration: int, steps_per_epoch: int) -> bool:
+    epoch, inside = divmod(iteration, steps_per_epoch)
+    steps = config.checkpoint_every_steps
+    return (not inside and epoch % config.checkpoint_every == 0) or (steps > 0 and iteration % steps == 0)
+
+
+def evaluation_is_due(config: TrainConfig, iteration: int, steps_per_epoch: int, total: int) -> bool:
+    epoch, inside = divmod(iteration, steps_per_epoch)
+    every = config.evaluate_every
+    return iteration > 0 and (iteration == total or (every > 0 and not inside and epoch % every == 0))
 
 
 def fit_to_data(config: TrainConfig, dataset: AnnotatedImages) -> TrainConfig:
@@ -215,41 +253,6 @@ def make_loader(config: TrainConfig, dataset: AnnotatedImages):
     )
 
 
-class LossWindow:
-    """Means since they were last asked for; values stay on the device until then, so that no step waits for them."""
-
-    def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
-        self._start = time.monotonic()
-
-    def add(self, values: dict[str, Tensor], images: int) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-        self._steps += 1
-        self._images += images
-
-    def means(self, where: str) -> dict[str, float]:
-        """Raises DataError if a loss is no longer finite."""
-        names = list(self._sums)
-        sums = torch.stack([self._sums[name].float() for name in names])
-        cascadeops.raise_device_faults(sums.device)
-        sums = sums.tolist()
-        values = {name: total / self._steps for name, total in zip(names, sums, strict=True)}
-        if not math.isfinite(values["loss"]):
-            bad = [name for name, value in values.items() if not math.isfinite(value)]
-            raise DataError(
-                "training has diverged: a loss is no longer finite",
-                where=where,
-                why=", ".join(bad),
-                fix="a smaller --learning-rate, longer --warmup-iterations, or --clip-gradient-norm 10;\n"
-                "the last checkpoint is intact",
-            )
-        values["images_per_second"] = self._images / (time.monotonic() - self._start)
-        self.__init__()
-        return values
-
-
 def memory_peak(device: torch.device) -> float:
     """Peak memory in GiB: of CUDA's allocator, or of this process."""
     if device.type == "cuda":
@@ -264,7 +267,6 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     metrics = evaluate_detector(
         detector, dataset, batch_size=config.batch_size, resize=config.resize, max_images=config.max_evaluation_images
     )
-    log.write(iteration, metrics.flat())
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
     voc = "" if metrics.voc is None else f"  VOC mAP {metrics.voc.mean:.3f}"
     progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}{voc}")
@@ -277,86 +279,7 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     )
     picture = save_comparison(detector, dataset, output / "detections.png", resize=config.resize)
     log.picture(iteration, "detections", picture)
-
-
-# ---- checkpoints: everything that a bit-exact continuation needs
-
-
-def start_or_resume(config: TrainConfig, output: Path) -> dict | None:
-    """The checkpoint to continue from, or None for a new run in an unused folder."""
-    path = output / "checkpoint.pt"
-    if not config.resume:
-        if path.exists():
-            raise UsageError(
-                "the output folder holds a run already",
-                where=output,
-                fix=f"--resume continues it; --output {output}-2 starts another",
-            )
-        write_json(output / "config.json", as_json(config))
-        return None
-    if not path.exists():
-        raise DataError("there is no checkpoint to resume from", where=path, fix="leave --resume out to start the run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError("the checkpoint cannot be read", where=path, why=str(error).splitlines()[0]) from error
-    before, now = json.loads(checkpoint["config"]), as_json(config)
-    differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
-    if differing:
-        raise UsageError(
-            "the run was started with other settings",
-            where=path,
-            why="\n".join(f"{key}: {before.get(key)} then, {now[key]} now" for key in differing),
-            fix=f"the run's own settings are in {output / 'config.json'}",
-        )
-    return checkpoint
-
-
-MAY_CHANGE = {
-    "resume",
-    "output",
-    "data",
-    "device",
-    "workers",
-    "max_iterations",
-    "evaluate_every",
-    "log_every",
-    "checkpoint_every",
-    "max_evaluation_images",
-    "checkpoint_activations",
-}
-"""Settings that do not change what is computed, so that a resumed run may have others."""
-
-
-def as_json(config: TrainConfig) -> dict:
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def save_checkpoint(output: Path, config, detector, optimizer, scaler, iteration: int, device: torch.device) -> None:
-    state = {
-        "iteration": iteration,
-        "detector": detector.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "random": random_state(device),
-        "config": json.dumps(as_json(config)),
-    }
-    with atomic_write(output / "checkpoint.pt") as file:
-        torch.save(state, file)
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Data order and augmentation are functions of the seed, so torch's generators are all the randomness there is."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    log.write(iteration, metrics.flat())  # last: the line says that the evaluation is complete
 
 
 def describe_run(config, detector, train_set, val_set, device, total: int, iteration: int) -> None:
@@ -367,7 +290,9 @@ def describe_run(config, detector, train_set, val_set, device, total: int, itera
         f"data    {train_set.root}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{train_set.num_classes} classes, semantic maps {'yes' if train_set.has_semantic else 'no'}\n"
         f"run     {config.output}: {total} steps of {config.batch_size} images"
-        + (f", continued after step {iteration}" if iteration else ""),
+        + (f", continued after step {iteration}" if iteration else "")
+        + "\n"
+        + textwrap.fill("settings  " + "  ".join(settings(config)), 120, subsequent_indent="        "),
         flush=True,
     )
     for kind, left_out in (("annotations", train_set.objects_left_out), ("images", train_set.images_left_out)):

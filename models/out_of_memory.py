@@ -1,0 +1,74 @@
+"""What a step that ran out of memory says: the sum, and the flags that make it smaller."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from .data.batch import Batch
+from .errors import MachineError
+
+
+@contextlib.contextmanager
+def explained_memory(step: int, batch: Batch, detector: torch.nn.Module, optimizer) -> Iterator[None]:
+    """Turns running out of memory, on the device or the host, into a MachineError. No weight has changed then."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        asked = _asked_for(error)
+        if asked is None:
+            raise
+        device = batch.images.device
+        parameters = list(detector.parameters())
+        states = (value for entries in optimizer.state.values() for value in entries.values())
+        parts = {
+            "weights": _gib(parameters),
+            "gradients": _gib(parameter for parameter in parameters if parameter.requires_grad),
+            "momentum": _gib(value for value in states if isinstance(value, Tensor)),
+            "images": _gib([batch.images]),
+        }
+        peak, total = _peak_and_total(device)
+        parts["activations and the rest"] = max(peak - sum(parts.values()), 0.0)
+        sums = " + ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        count, _, height, width = batch.images.shape
+        smaller = f"--batch-size {count // 2}, or " if count > 1 else ""
+        raise MachineError(
+            f"out of memory at step {step}",
+            where=f"{count} images padded to {height} x {width}, with up to {batch.gt_labels.shape[1]} objects: "
+            f"{batch.image_ids}",
+            why=f"{sums} = {sum(parts.values()):.2f} GiB{asked}; {device} has {total:.2f} GiB",
+            fix=f"{smaller}a smaller --resize SHORT LONG, or --amp bfloat16, in a run of their own;\n"
+            "the last checkpoint is intact: --resume goes on with these settings where there is more memory",
+        ) from error
+
+
+def _asked_for(error: BaseException) -> str | None:
+    """ ", and 0.25 GiB were asked for"; None if `error` is of another kind."""
+    text = str(error)
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text):
+        return None
+    found = re.search(r"(?:allocate|Unable to allocate) ([\d.]+) (bytes|[KMGT]iB)", text)
+    if found is None:
+        return ", and more was asked for"
+    unit = {"bytes": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}[found[2]]
+    return f", and {float(found[1]) * 1024.0**unit / 2**30:.2f} GiB more were asked for"
+
+
+def _gib(tensors: Iterable[Tensor]) -> float:
+    return sum(value.numel() * value.element_size() for value in tensors) / 2**30
+
+
+def _peak_and_total(device: torch.device) -> tuple[float, float]:
+    """GiB: the most that was used, and what there is."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30, torch.cuda.mem_get_info(device)[1] / 2**30
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = physical if limit == resource.RLIM_INFINITY else min(limit, physical)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, total / 2**30

@@ -1,0 +1,206 @@
+"""What a run goes on from: everything that a step changes or depends on, into a checkpoint and out of it again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import cascadeops
+
+from .checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, prune, write_checkpoint
+from .classes import check_same_classes
+from .config_files import as_json, check_same_settings
+from .errors import DataError, MachineError, UsageError
+from .files import write_json
+from .loss_window import LossWindow
+from .recipes import TrainConfig
+from .run_folder import owned_folder
+
+MOST_FAILED_SAVES = 3
+"""In a row; a run that can no longer save is told to stop."""
+PARTS = {"config", "data", "optimizer_groups", "sampler", "scaler", "versions", "window"}
+"""That a checkpoint has beside its tensors."""
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """All that a step changes. Data order, augmentation and learning rate are functions of the seed and the step."""
+
+    detector: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    window: LossWindow
+    device: torch.device
+
+    def capture(self) -> tuple[dict[str, Tensor], dict]:
+        """(tensors by name, facts that JSON holds)."""
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"detector/{name}": value for name, value in self.detector.state_dict().items()}
+        for index, entries in optimizer["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items() if value is not None}
+        tensors |= random_state(self.device)
+        tensors |= {f"window/{name}": value for name, value in self.window.sums.items()}
+        facts = {
+            "optimizer_groups": optimizer["param_groups"],
+            "scaler": self.scaler.state_dict(),
+            "window": {"steps": self.window.steps},
+        }
+        return tensors, facts
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Raises DataError if a part is missing or belongs to something else."""
+        _, tensors, facts = checkpoint
+        parts: dict[str, dict[str, Tensor]] = {"detector": {}, "optimizer": {}, "random": {}, "window": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
+        try:
+            self.detector.load_state_dict(parts["detector"])
+            entries: dict[int, dict[str, Tensor]] = {}
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            for name, value in parts["optimizer"].items():
+                index, _, entry = name.partition("/")
+                parameter = parameters[int(index)]
+                if value.shape == parameter.shape:  # the order of its elements in memory, too, as it was
+                    value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                entries.setdefault(int(index), {})[entry] = value
+            self.optimizer.load_state_dict({"state": entries, "param_groups": facts["optimizer_groups"]})
+            self.scaler.load_state_dict(facts["scaler"])
+            self.window.sums = {name: value.to(self.device) for name, value in parts["window"].items()}
+            self.window.steps = facts["window"]["steps"]
+            restore_random_state(tensors, self.device)
+        except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise DataError("the checkpoint lacks a part, or is of something else", why=why) from error
+
+
+class RunFolder:
+    """Where a run saves itself, and what it goes on from: `checkpoint`, or None, and `first_step`. Owned inside `with`.
+
+    Args:
+        dataset: what it trains on; a checkpoint goes with its images and classes.
+        tell: called with a line for a person.
+
+    Raises:
+        UsageError: the folder holds another run. DataError: there is nothing to resume, or nothing that is intact.
+    """
+
+    def __init__(self, config: TrainConfig, folder: Path, dataset, tell: Callable[[str], None] = print) -> None:
+        self.checkpoints, self._folder = folder / "checkpoints", folder
+        self._config, self._tell = config, tell
+        self._settings = as_json(config)
+        self._data = {
+            "images": len(dataset),
+            "sha256": hashlib.sha256(dataset.sizes.tobytes()).hexdigest(),  # they decide the order
+            "class_names": list(dataset.class_names),
+            "category_ids": [int(key) for key in dataset.category_ids],
+        }
+        self._where = dataset.annotation_file
+        self._failed = 0
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        with contextlib.ExitStack() as exits:
+            exits.enter_context(owned_folder(self._folder))
+            self.checkpoint = self._start_or_resume()
+            self._exits = exits.pop_all()
+        self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
+        self._saved_step = self.first_step
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._exits.close()
+
+    def _start_or_resume(self) -> Checkpoint | None:
+        settings = self._folder / "config.json"
+        if not self._config.resume:
+            if checkpoint_folders(self.checkpoints):
+                raise UsageError(
+                    "the output folder holds a run already",
+                    where=self._folder,
+                    fix=f"--resume continues it; --output {self._folder}-2 starts another",
+                )
+            write_json(settings, self._settings)
+            return None
+        checkpoint = newest_checkpoint(self.checkpoints, self._tell)
+        if checkpoint is None and not settings.exists():
+            fix = "leave --resume out to start the run"
+            raise DataError("there is no checkpoint to resume from", where=self.checkpoints, fix=fix)
+        if checkpoint is None:
+            check_same_settings(json.loads(settings.read_text(encoding="utf-8")), self._config, settings)
+            self._tell("the run was stopped before its first checkpoint: it starts again")
+            return None
+        missing = PARTS - checkpoint.facts.keys()
+        if missing:
+            raise DataError("the checkpoint lacks parts", where=self.checkpoints, why=", ".join(sorted(missing)))
+        check_same_settings(checkpoint.facts["config"], self._config, self.checkpoints)
+        self._check_data(checkpoint)
+        for name, version in _versions().items():
+            before = checkpoint.facts["versions"].get(name)
+            if before != version:
+                self._tell(f"{name} was {before} and is {version} now: the last digits of results may differ")
+        return checkpoint
+
+    def save(self, step: int, state: TrainingState, position: dict, best: int | None, must: bool) -> None:
+        """Writes the checkpoint of `step`, unless there is one, and removes what --keep-checkpoints does not keep.
+
+        Args:
+            position: of the sampler, for a person to read: it follows from the step.
+            best: the step that scored best so far, whose checkpoint is kept.
+            must: raise where the system refuses to write; else the run is told and goes on, three times in a row.
+
+        Raises:
+            MachineError: it could not be written; earlier checkpoints are intact.
+        """
+        if step == self._saved_step:
+            return
+        tensors, facts = state.capture()
+        facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": _versions()}
+        try:
+            write_checkpoint(self.checkpoints, step, tensors, facts)
+            self._saved_step, self._failed = step, 0
+            prune(self.checkpoints, self._config.keep_checkpoints, best)
+        except MachineError as error:
+            self._failed += 1
+            if must or self._failed == MOST_FAILED_SAVES:
+                raise
+            self._tell(f"step {step}: {error}\n  training goes on; the next checkpoint is tried at its time")
+
+    def _check_data(self, checkpoint: Checkpoint) -> None:
+        before = checkpoint.facts["data"]
+        check_same_classes(
+            "the run has other classes than the data",
+            ("run", before["class_names"], before["category_ids"]),
+            ("data", self._data["class_names"], self._data["category_ids"]),
+            where=self._where,
+            fix="give it the data that it was started with",
+        )
+        if before != self._data:
+            why = f"{before['images']} training images then, {self._data['images']} now, or others, in another order"
+            raise DataError("these are not the data that the run was started with", where=self._where, why=why)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Torch's generators are all the randomness that there is beside functions of the seed. By rank: 0."""
+    state = {"random/0/cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["random/0/cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["random/0/cpu"])
+    if device.type == "cuda" and "random/0/cuda" in state:
+        torch.cuda.set_rng_state(state["random/0/cuda"], device)
+
+
+def _versions() -> dict[str, str]:
+    return {"cascadeops": cascadeops.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -1,0 +1,222 @@
+"""A run that was stopped and goes on is, bit by bit, the run that never was."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+
+from models import training
+from models.checkpoints import checkpoint_folders
+from models.config_files import as_json, config_from_json, read_config, starting_points
+from models.errors import DataError, UsageError
+from models.interrupts import Interrupted
+from models.recipes import TrainConfig, presets
+from models.resume import RunFolder
+from models.run_folder import owned_folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """What a run gives that is never stopped."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+        training.train(tiny_config(data, output))
+    return outcome(output)
+
+
+class Killed(BaseException):
+    pass
+
+
+def stopped_after(step: int, patch: pytest.MonkeyPatch, config: TrainConfig) -> None:
+    """The run up to the moment behind its save of a step, as a kill there would leave it."""
+    save = RunFolder.save
+
+    def save_and_die(self, at, *arguments):
+        save(self, at, *arguments)
+        if at == step:
+            raise Killed
+
+    with patch.context() as inner, pytest.raises(Killed):
+        inner.setattr(RunFolder, "save", save_and_die)
+        training.train(config)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_from_every_step(data, tmp_path, monkeypatch, whole, workers):
+    """Epochs have 3 steps: 1, 2, 4 and 5 are inside of one; 3 and 6 lie between a checkpoint and its evaluation."""
+    for step in range(1, 7) if workers == 0 else (1, 3, 5):
+        config = tiny_config(data, tmp_path / str(step), workers=workers)
+        stopped_after(step, monkeypatch, config)
+        training.train(dataclasses.replace(config, resume=True))
+        assert differences(outcome(config.output), whole) == [], f"stopped after step {step}"
+
+
+def test_a_checkpoint_that_comes_rarely_is_gone_back_to(data, tmp_path, monkeypatch, whole):
+    """Steps 4 and 5 are computed, and logged, a second time."""
+    config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
+    original = training.check_finite
+
+    def die_in_step_6(config, output, step, *arguments):
+        original(config, output, step, *arguments)
+        if step == 6:
+            raise Killed
+
+    with monkeypatch.context() as inner, pytest.raises(Killed):
+        inner.setattr(training, "check_finite", die_in_step_6)
+        training.train(config)
+    assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")] == ["step-00000003"]
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, tmp_path, monkeypatch, whole, capsys):
+    config = tiny_config(data, tmp_path)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as inner, pytest.raises(Killed):
+        inner.setattr(training, "check_finite", die)
+        training.train(config)
+    training.train(dataclasses.replace(config, resume=True))
+    assert "stopped before its first checkpoint: it starts again" in capsys.readouterr().out
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(data, tmp_path, monkeypatch, whole, capsys):
+    config = tiny_config(data, tmp_path)
+    stopped_after(5, monkeypatch, config)
+    path = tmp_path / "checkpoints" / "step-00000005" / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    training.train(dataclasses.replace(config, resume=True))
+    assert "step-00000005 is damaged" in (out := capsys.readouterr().out) and "continued after step 4" in out
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_the_best_checkpoint_outlives_the_last_ones(data, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.1, 0.2, 0.3])
+    evaluate = training.evaluate_detector
+
+    def scored(*arguments, **options):
+        metrics = evaluate(*arguments, **options)
+        return dataclasses.replace(metrics, mask=None, box=dataclasses.replace(metrics.box, ap=next(scores)))
+
+    monkeypatch.setattr(training, "evaluate_detector", scored)
+    training.train(tiny_config(data, tmp_path, epochs=4, checkpoint_every_steps=0, keep_checkpoints=1))
+    names = [path.name for path in checkpoint_folders(tmp_path / "checkpoints")]
+    assert names == ["step-00000003", "step-00000012"]
+
+
+def test_other_data_are_refused(data, tmp_path, monkeypatch):
+    config = tiny_config(data, tmp_path / "run")
+    stopped_after(1, monkeypatch, config)
+    other = write_tiny_data(tmp_path / "other", train=8)
+    with pytest.raises(DataError, match="not the data that the run was started with"):
+        training.train(dataclasses.replace(config, resume=True, data=other))
+
+
+# ---- the configuration
+
+
+@pytest.mark.parametrize("arch", ["faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "htc", "scnet"])
+def test_every_preset_survives_its_file(arch):
+    for config in presets(arch).values():
+        assert config_from_json(json.loads(json.dumps(as_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"learning_rat": 1}, "learning_rat: no such field; did you mean learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate: expected float, got 'fast'"),
+        ({"batch_size": 1.5}, "batch_size: expected int, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"resize": [1, 2, 3]}, r"resize: expected tuple\[int, int\], got \[1, 2, 3\]"),
+        ({"detector": {"rpn": {"top_k": None}}}, "detector.rpn.top_k: expected int, got None"),
+        ({"detector": []}, "detector: expected an object"),
+        ({"arch": "yolo"}, "arch: expected one of faster_rcnn"),
+    ],
+)
+def test_a_wrong_configuration_file_is_told(tmp_path, change, text):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(as_json(presets("htc")["small"]) | change))
+    with pytest.raises(DataError, match=text):
+        read_config(path)
+
+
+def test_a_run_starts_again_from_its_configuration_alone(data, tmp_path, monkeypatch, whole):
+    first = tiny_config(data, tmp_path / "first")
+    stopped_after(1, monkeypatch, first)
+    monkeypatch.chdir(tmp_path)
+    again = starting_points(["--preset", "first/config.json"])["first/config.json"]
+    training.train(dataclasses.replace(again, output=tmp_path / "again"))
+    assert differences(outcome(tmp_path / "again"), whole) == []
+    (own,) = starting_points(["--output", "first", "--resume"]).values()
+    training.train(dataclasses.replace(own, resume=True))
+    assert differences(outcome(tmp_path / "first"), whole) == []
+
+
+# ---- signals and owners
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_after_the_step_and_ends(data, tmp_path, monkeypatch, whole, number, code):
+    config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
+    original = training.check_finite
+
+    def signal_in_step_2(config, output, step, *arguments):
+        original(config, output, step, *arguments)
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as inner, pytest.raises(Interrupted, match="after step 2, which is saved") as stop:
+        inner.setattr(training, "check_finite", signal_in_step_2)
+        training.train(config)
+    assert stop.value.exit_code == code
+    assert signal.getsignal(number) is before
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_signal_in_an_evaluation_ends_at_once(data, tmp_path, monkeypatch, whole):
+    config = tiny_config(data, tmp_path)
+
+    def signalled(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the evaluation went on")
+
+    with monkeypatch.context() as inner, pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        inner.setattr(training, "evaluate_detector", signalled)
+        training.train(config)
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_second_run_is_refused_and_told_who_is_first(data, tmp_path):
+    with owned_folder(tmp_path), pytest.raises(UsageError, match="another run is writing"):
+        training.train(tiny_config(data, tmp_path))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_torch_is_where_all_randomness_is(whole):
+    """What a checkpoint restores: the generator's state is in it, and had moved."""
+    torch.manual_seed(0)
+    assert not torch.equal(whole["tensors"]["random/0/cpu"], torch.get_rng_state())
