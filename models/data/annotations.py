@@ -4,9 +4,11 @@ Python objects are not kept: a forked worker that only reads them would still wr
 copy all of their memory; arrays stay shared.
 """
 
-import json
+import contextlib
+import gc
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,20 +16,26 @@ import numpy as np
 
 from ..errors import DataError
 from ..images import MAX_PIXELS
+from .annotation_json import in_chunks, read_in_chunks
 from .segmentation import (
     LARGEST_COORDINATE,
     MalformedAnnotation,
     PackedSegmentations,
+    SegmentationPacker,
+    are_long_enough,
+    are_numbers,
+    beyond,
     checked_run_lengths,
-    pack_segmentations,
     usable_polygons,
 )
 
 REQUIRED = {
-    "images": ("id", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
+    "images": dict.fromkeys(("id", "height", "width")).keys(),
+    "annotations": dict.fromkeys(("id", "image_id", "category_id", "bbox")).keys(),
+    "categories": dict.fromkeys(("id", "name")).keys(),
 }
+
+EXPORT = "export the data set as COCO instances (images, annotations, categories)"
 
 
 @dataclass(frozen=True)
@@ -67,60 +75,130 @@ def read_annotations(path: Path, boxes_only: bool = False) -> Annotations:
     Raises:
         DataError: not JSON, not COCO, unknown or repeated ids, numbers that are none, malformed masks.
     """
-    return pack_annotations(read_content(path), path, boxes_only)
+    content, chunks = read_in_chunks(path)
+    return _pack(content, chunks, path, boxes_only)
 
 
 def pack_annotations(content: dict, path: Path, boxes_only: bool = False) -> Annotations:
     """The usable objects of an annotation file's content; `path` is what messages call it. As read_annotations."""
+    content = dict(content)
+    return _pack(content, in_chunks(content.pop("annotations")), path, boxes_only)
+
+
+def _pack(content: object, chunks: Iterable[list], path: Path, boxes_only: bool) -> Annotations:
     _check_keys(content, path)
     categories = _by_id(content["categories"], "categories", path)
-    category_ids = sorted(categories)
-    label_of = {category: label for label, category in enumerate(category_ids)}
     images = _by_id(content["images"], "images", path)
-    sizes = {image_id: _image_size(image, path) for image_id, image in images.items()}
-    _by_id(content["annotations"], "annotations", path)
-
-    annotated = set()
-    left_out: Counter[str] = Counter()
-    objects: dict[int, list[tuple]] = {image_id: [] for image_id in images}
-    for annotation in content["annotations"]:
-        image_id, category = annotation["image_id"], annotation["category_id"]
-        where = f"{path}, annotation {annotation['id']}"
-        if type(image_id) is not int or image_id not in images:
-            why = f"it names image {image_id!r}, the file lists {len(images)} images without that id"
-            raise DataError("an annotation names an unknown image", where=where, why=why, fix=_fix("image_id"))
-        if type(category) is not int or category not in label_of:
-            why = f"it names category {category!r}, the file lists {_shorten(category_ids)}"
-            raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
-        annotated.add(image_id)
-        try:
-            usable = _usable(annotation, *sizes[image_id], boxes_only)
-        except MalformedAnnotation as error:
-            raise DataError(
-                "an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation")
-            ) from error
-        if isinstance(usable, str):
-            left_out[usable] += 1
-        else:
-            box, segmentation = usable
-            objects[image_id].append((box, label_of[category], annotation["id"], segmentation))
-
-    rows = [row for image_id in images for row in objects[image_id]]
+    sizes = [_image_size(image, path) for image in images.values()]
+    objects = _Objects(list(images), sizes, sorted(categories), path, boxes_only)
+    with _no_garbage_collection():
+        for chunk in chunks:
+            objects.add(chunk)
+    order = np.argsort(objects.rows, kind="stable")
     return Annotations(
-        class_names=tuple(str(categories[category]["name"]) for category in category_ids),
-        category_ids=np.array(category_ids, np.int64),
+        class_names=tuple(str(categories[category]["name"]) for category in sorted(categories)),
+        category_ids=np.array(sorted(categories), np.int64),
         image_ids=np.array(list(images), np.int64),
         file_names=np.array([_file_name(image, path).encode() for image in images.values()], dtype=np.bytes_),
-        sizes=np.array([sizes[image_id] for image_id in images], np.int32).reshape(-1, 2),
-        annotated=np.array([image_id in annotated for image_id in images], bool),
-        object_offsets=np.cumsum([0] + [len(objects[image_id]) for image_id in images]),
-        boxes=np.array([row[0] for row in rows], np.float32).reshape(-1, 4),
-        labels=np.array([row[1] for row in rows], np.int16),
-        annotation_ids=np.array([row[2] for row in rows], np.int64),
-        segmentations=None if boxes_only else pack_segmentations([row[3] for row in rows]),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        annotated=objects.annotated,
+        object_offsets=np.concatenate([[0], np.cumsum(np.bincount(objects.rows, minlength=len(images)))]),
+        boxes=np.frombuffer(objects.boxes).reshape(-1, 4)[order].astype(np.float32),
+        labels=np.array(objects.labels, np.int16)[order],
+        annotation_ids=np.array(objects.ids, np.int64)[order],
+        segmentations=None if boxes_only else objects.segmentations.packed(order),
         num_stuff_ids=_num_stuff_ids(content.get("stuff")),
-        left_out=tuple(left_out.most_common()),
+        left_out=tuple(objects.left_out.most_common()),
     )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What is read has no cycles; looking for some, again and again, would take a fifth of the time."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+class _Objects:
+    """Takes annotations, checks them, and keeps what the usable ones say; in arrays, since there may be a million."""
+
+    def __init__(
+        self,
+        image_ids: list[int],
+        sizes: list[tuple[int, int]],
+        category_ids: list[int],
+        path: Path,
+        boxes_only: bool,
+    ) -> None:
+        self.ids, self.rows, self.labels, self.boxes = array("q"), array("q"), array("q"), array("d")
+        self.segmentations = SegmentationPacker()
+        self.annotated = np.zeros(len(image_ids), bool)
+        self.left_out: Counter[str] = Counter()
+        self._sizes, self._path, self._boxes_only = sizes, path, boxes_only
+        self._row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+        self._label_of = {category: label for label, category in enumerate(category_ids)}
+        self._seen: set[int] = set()
+
+    def add(self, annotations: list) -> None:
+        """Raises DataError for one that cannot be right."""
+        for annotation in annotations:
+            self._check_keys(annotation)
+            self._seen.add(annotation["id"])
+            row = self._row_of[annotation["image_id"]]
+            self.annotated[row] = True
+            try:
+                self._add(annotation, row)
+            except MalformedAnnotation as error:
+                raise self._malformed(annotation, error) from error
+        if not self._boxes_only and self.segmentations.pack_block() > LARGEST_COORDINATE:
+            for annotation in annotations:
+                try:
+                    if isinstance(annotation.get("segmentation"), list):
+                        usable_polygons(annotation["segmentation"])
+                except MalformedAnnotation as error:
+                    raise self._malformed(annotation, error) from error
+
+    def _add(self, annotation: dict, row: int) -> None:
+        usable = _usable(annotation, *self._sizes[row], self._boxes_only)
+        if isinstance(usable, str):
+            self.left_out[usable] += 1
+            return
+        box, segmentation = usable
+        if not self._boxes_only:
+            try:
+                self.segmentations.add(segmentation)
+            except (TypeError, OverflowError):
+                usable_polygons(segmentation)  # says what is wrong with it
+                raise
+        self.ids.append(annotation["id"])
+        self.rows.append(row)
+        self.labels.append(self._label_of[annotation["category_id"]])
+        self.boxes.extend(box)
+
+    def _malformed(self, annotation: dict, error: MalformedAnnotation) -> DataError:
+        where = f"{self._path}, annotation {annotation['id']}"
+        return DataError("an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation"))
+
+    def _check_keys(self, annotation: object) -> None:
+        """An annotation needs an id of its own, and an image and a category that the file lists."""
+        missing = _missing_keys(annotation, "annotations")
+        if missing:
+            raise _not_coco(f"entry {len(self._seen)} of 'annotations' lacks {missing}", self._path)
+        image_id, category = annotation["image_id"], annotation["category_id"]
+        if type(image_id) is not int or image_id not in self._row_of:
+            where = f"{self._path}, annotation {annotation['id']}"
+            why = f"it names image {image_id!r}, the file lists {len(self._row_of)} images without that id"
+            raise DataError("an annotation names an unknown image", where=where, why=why, fix=_fix("image_id"))
+        if type(category) is not int or category not in self._label_of:
+            where = f"{self._path}, annotation {annotation['id']}"
+            why = f"it names category {category!r}, the file lists {_shorten(list(self._label_of))}"
+            raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
+        _check_id(annotation["id"], self._seen, "annotations", self._path)
 
 
 def _num_stuff_ids(stuff: object) -> int | None:
@@ -130,61 +208,48 @@ def _num_stuff_ids(stuff: object) -> int | None:
     return max((identity + 1 for identity in ids if type(identity) is int), default=None)
 
 
-def read_content(path: Path) -> dict:
-    """The JSON of an annotation file. Raises DataError: it cannot be read, or is no JSON."""
+def _not_coco(why: str, path: Path) -> DataError:
+    return DataError("the annotation file is not COCO", where=path, why=why, fix=EXPORT)
 
-    def refuse(name: str) -> None:
-        raise ValueError(f"it contains {name}, which is no number")
 
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file, parse_constant=refuse)
-    except OSError as error:
-        fix = "name the annotation file, or the folder that has annotations/"
-        raise DataError(
-            "the annotation file cannot be read", where=path, why=error.strerror or str(error), fix=fix
-        ) from error
-    except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise DataError(
-            "the annotation file is not JSON", where=where, why=error.msg, fix=f"python -m json.tool '{path}'"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise DataError(
-            "the annotation file is not usable JSON", where=path, why=str(error), fix=f"file '{path}'"
-        ) from error
+def _missing_keys(entry: object, section: str) -> str:
+    """The keys that an entry lacks, as text; empty if it has all."""
+    if isinstance(entry, dict) and entry.keys() >= REQUIRED[section]:
+        return ""
+    return ", ".join(repr(key) for key in REQUIRED[section] if not isinstance(entry, dict) or key not in entry)
 
 
 def _check_keys(content: object, path: Path) -> None:
-    fix = "export the data set as COCO instances (images, annotations, categories)"
+    """Of a content without its annotations."""
     if not isinstance(content, dict):
-        why = f"the top of the file must be an object {{...}}, got a {type(content).__name__}"
-        raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
-    for section, keys in REQUIRED.items():
+        raise _not_coco(f"the top of the file must be an object {{...}}, got a {type(content).__name__}", path)
+    for section in ("images", "categories"):
         entries = content.get(section)
         if not isinstance(entries, list):
-            why = f'it has no list "{section}"; its keys are {_shorten(sorted(content))}'
-            raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
+            raise _not_coco(f'it has no list "{section}"; its keys are {_shorten(sorted(content))}', path)
         for index, entry in enumerate(entries):
-            missing = [key for key in keys if key not in entry] if isinstance(entry, dict) else list(keys)
+            missing = _missing_keys(entry, section)
             if missing:
-                why = f"entry {index} of {section!r} lacks {', '.join(map(repr, missing))}"
-                raise DataError("the annotation file is not COCO", where=path, why=why, fix=fix)
+                raise _not_coco(f"entry {index} of {section!r} lacks {missing}", path)
     if not content["categories"] or not content["images"]:
-        raise DataError("the annotation file is empty", where=path, why="it lists no images or no categories", fix=fix)
+        raise DataError(
+            "the annotation file is empty", where=path, why="it lists no images or no categories", fix=EXPORT
+        )
 
 
 def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
     for entry in entries:
-        if type(entry["id"]) is not int or abs(entry["id"]) >= 2**63:
-            raise DataError(
-                "an id is not a whole number", where=path, why=f"{section}: got {entry['id']!r}", fix=_fix("id")
-            )
-        if entry["id"] in by_id:
-            raise DataError("an id is used twice", where=path, why=f"{section}: id {entry['id']}", fix=_fix("id"))
+        _check_id(entry["id"], by_id, section, path)
         by_id[entry["id"]] = entry
     return by_id
+
+
+def _check_id(identity: object, seen: Container[int], section: str, path: Path) -> None:
+    if type(identity) is not int or not -(2**63) < identity < 2**63:
+        raise DataError("an id is not a whole number", where=path, why=f"{section}: got {identity!r}", fix=_fix("id"))
+    if identity in seen:
+        raise DataError("an id is used twice", where=path, why=f"{section}: id {identity}", fix=_fix("id"))
 
 
 def _image_size(image: dict, path: Path) -> tuple[int, int]:
@@ -216,16 +281,28 @@ def _usable(
 ) -> tuple[Sequence[float], list[list[float]] | bytes] | str:
     """(box as corners, checked segmentation) of an annotation; of one to leave out, the reason."""
     box, area = annotation["bbox"], annotation.get("area")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+    if not isinstance(box, list) or len(box) != 4 or not are_numbers(box) or beyond(box, LARGEST_COORDINATE):
         raise MalformedAnnotation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
     if area is not None and type(area) not in (int, float):
         raise MalformedAnnotation(f"area must be a number, got {area!r}")
+    reason = _reason_to_leave_out(annotation, box, area, height, width)
     segmentation = annotation.get("segmentation")
     checked: list[list[float]] | bytes = []
     if isinstance(segmentation, dict):  # also of one that is left out: the evaluation gives it to pycocotools
         checked = checked_run_lengths(segmentation, height, width)
-    elif isinstance(segmentation, list):
+    elif isinstance(segmentation, list) and (reason or not are_long_enough(segmentation)):
         checked = usable_polygons(segmentation)
+    elif isinstance(segmentation, list):
+        checked = segmentation  # its numbers are checked where they are packed, which is faster
+    if reason:
+        return reason
+    if not isinstance(segmentation, dict | list) and not boxes_only:
+        raise MalformedAnnotation("it has no segmentation; boxes alone cannot train a mask head")
+    x, y, w, h = box
+    return ((x, y, x + w, y + h), checked) if checked or boxes_only else "no polygon of 3 points or more"
+
+
+def _reason_to_leave_out(annotation: dict, box: list, area: float | None, height: int, width: int) -> str | None:
     x, y, w, h = box
     if annotation.get("iscrowd"):
         return "a crowd"
@@ -235,15 +312,7 @@ def _usable(
         return "a box under 1 pixel"
     if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
         return "a box outside its image"
-    if area is not None and area <= 0:
-        return "no area"
-    if not isinstance(segmentation, dict | list) and not boxes_only:
-        raise MalformedAnnotation("it has no segmentation; boxes alone cannot train a mask head")
-    return ((x, y, x + w, y + h), checked) if checked or boxes_only else "no polygon of 3 points or more"
-
-
-def _is_coordinate(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= LARGEST_COORDINATE
+    return "no area" if area is not None and area <= 0 else None
 
 
 def _fix(key: str) -> str:

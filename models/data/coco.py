@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError
+from .annotation_cache import cached_annotations
 from .annotations import read_annotations
 from .dataset import AnnotatedImages
 
@@ -43,7 +44,8 @@ class CocoDataset(AnnotatedImages):
         root = existing_folder(root)
         file, folder = _find_split(root, split, annotation_file, image_folder)
         maps = _find_maps(root, folder.name, semantic, map_folder)
-        super().__init__(root, split, file, folder, maps, read_annotations(file, boxes_only), training, min_side)
+        annotations = cached_annotations(file, boxes_only, read_annotations)
+        super().__init__(root, split, file, folder, maps, annotations, training, min_side)
 
     def ground_truth(self) -> dict:
         """The content of the annotation file, as it is."""

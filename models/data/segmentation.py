@@ -4,6 +4,7 @@ pycocotools does the drawing, so that a mask here is pixel for pixel the mask th
 its input (malformed run lengths can end the process), so everything is checked before it gets there.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from pycocotools import mask as coco_mask
 
 LARGEST_COORDINATE = 1e5
 """Polygons with a coordinate beyond this are refused: pycocotools would allocate memory in proportion to it."""
+
+
+_NUMBERS = frozenset((int, float))
 
 
 class MalformedAnnotation(ValueError):
@@ -60,13 +64,28 @@ def checked_run_lengths(segmentation: dict, height: int, width: int) -> bytes:
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
+def are_numbers(values: list) -> bool:
+    """Whether all are int or float, and none a bool."""
+    return _NUMBERS.issuperset(map(type, values))
+
+
+def beyond(values: list[float], limit: float) -> bool:
+    """Whether any of the numbers is further from 0 than `limit`. At least one is needed."""
+    return max(values) > limit or min(values) < -limit  # three times as fast as a generator over all
+
+
+def are_long_enough(segmentation: list) -> bool:
+    """Whether all polygons have 3 points or more and an x and a y for each."""
+    return all(isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
+
+
 def usable_polygons(segmentation: list) -> list[list[float]]:
     """The polygons of 3 points or more with an x and a y for each; the others are dropped, as mmdetection does."""
     kept = []
     for polygon in segmentation:
-        if not isinstance(polygon, list) or not {*map(type, polygon)} <= {int, float}:
+        if not isinstance(polygon, list) or not are_numbers(polygon):
             raise MalformedAnnotation("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
-        if max(map(abs, polygon), default=0) > LARGEST_COORDINATE:
+        if polygon and beyond(polygon, LARGEST_COORDINATE):
             raise MalformedAnnotation(f"a polygon has a coordinate beyond {LARGEST_COORDINATE:.0f} pixels")
         if len(polygon) >= 6 and len(polygon) % 2 == 0:
             kept.append(polygon)
@@ -100,28 +119,75 @@ class PackedSegmentations:
         return coco_mask.decode(runs)
 
 
+class SegmentationPacker:
+    """Packs segmentations one after the other: polygons, or checked run lengths as bytes.
+
+    `add` raises TypeError or OverflowError for polygons that are no lists of numbers.
+    """
+
+    def __init__(self) -> None:
+        self._part_counts, self._ends, self._is_text = array("q"), array("q"), array("B")
+        self._text, self._coordinates = bytearray(), array("d")
+        self._packed: list[np.ndarray] = []  # blocks of coordinates
+        self._packed_length = 0
+
+    def add(self, segmentation: list[list[float]] | bytes) -> None:
+        if isinstance(segmentation, bytes):
+            self._text += segmentation
+            self._ends.append(len(self._text))
+            self._part_counts.append(1)
+            self._is_text.append(1)
+            return
+        for polygon in segmentation:
+            self._coordinates.fromlist(polygon)
+            self._ends.append(self._packed_length + len(self._coordinates))
+        self._part_counts.append(len(segmentation))
+        self._is_text.append(0)
+
+    def pack_block(self) -> float:
+        """Packs the coordinates that were added since the last call; the largest of them, without its sign."""
+        values = np.array(self._coordinates)
+        largest = float(np.abs(values).max(initial=0))
+        self._packed.append(_pack_coordinates(values) if largest <= LARGEST_COORDINATE else values)
+        self._packed_length += values.size
+        self._coordinates = array("d")
+        return largest
+
+    def packed(self, order: np.ndarray | None = None) -> PackedSegmentations:
+        """The segmentations in the given order; None: as they were added. `order` is int64 [A]."""
+        self.pack_block()
+        counts, is_text = np.array(self._part_counts, np.int64), np.array(self._is_text, bool)
+        ends = np.array(self._ends, np.int64)
+        spans = np.stack([np.zeros_like(ends), ends], axis=1)
+        of_text = np.repeat(is_text, counts)
+        for chosen in (of_text, ~of_text):  # each part starts where the one before it, of its kind, ends
+            spans[chosen, 0] = np.concatenate([[0], ends[chosen][:-1]])[: chosen.sum()]
+        if order is not None:
+            first = (np.cumsum(counts) - counts)[order]
+            counts, is_text = counts[order], is_text[order]
+            start = np.cumsum(counts) - counts
+            spans = spans[np.repeat(first - start, counts) + np.arange(counts.sum())]
+        return PackedSegmentations(
+            np.concatenate([[0], np.cumsum(counts)]),
+            spans,
+            is_text,
+            np.frombuffer(bytes(self._text), np.uint8),
+            _joined(self._packed),
+        )
+
+
 def pack_segmentations(segmentations: Sequence[list[list[float]] | bytes]) -> PackedSegmentations:
-    """Pack checked segmentations: polygons, or compressed run lengths as bytes."""
-    part_offsets, spans, is_text = [0], [], []
-    texts, coordinates = [], []
-    text_end = coordinate_end = 0
+    """Pack checked segmentations."""
+    packer = SegmentationPacker()
     for segmentation in segmentations:
-        is_text.append(isinstance(segmentation, bytes))
-        if is_text[-1]:
-            texts.append(segmentation)
-            spans.append((text_end, text_end := text_end + len(segmentation)))
-        else:
-            for polygon in segmentation:
-                coordinates.append(np.array(polygon, np.float64))
-                spans.append((coordinate_end, coordinate_end := coordinate_end + len(polygon)))
-        part_offsets.append(len(spans))
-    return PackedSegmentations(
-        np.array(part_offsets, np.int64),
-        np.array(spans, np.int64).reshape(-1, 2),
-        np.array(is_text, bool),
-        np.frombuffer(b"".join(texts), np.uint8),
-        _pack_coordinates(np.concatenate(coordinates)) if coordinates else np.zeros(0),
-    )
+        packer.add(segmentation)
+    return packer.packed()
+
+
+def _joined(blocks: list[np.ndarray]) -> np.ndarray:
+    if any(block.dtype != np.int32 for block in blocks):
+        blocks = [block / 100 if block.dtype == np.int32 else block for block in blocks]
+    return np.concatenate(blocks)
 
 
 def _pack_coordinates(values: np.ndarray) -> np.ndarray:

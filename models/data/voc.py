@@ -12,7 +12,8 @@ from pycocotools import mask as mask_api
 
 from ..errors import DataError
 from ..images import path_inside, read_label_map
-from .annotations import pack_annotations, read_annotations, read_content
+from .annotation_json import read_content
+from .annotations import pack_annotations, read_annotations
 from .coco import existing_folder
 from .dataset import AnnotatedImages, VocMetric
 from .voc_xml import VocFile, read_voc_file
