@@ -98,7 +98,10 @@ def path_inside(folder: Path, name: str | os.PathLike) -> Path:
     Raises:
         DataError: it lies elsewhere.
     """
-    base, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    try:
+        base, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
+    except ValueError as error:  # a zero byte
+        raise DataError("a file of the data set has an impossible name", where=repr(name), why=error) from error
     if not path.startswith(os.path.join(base, "")):
         raise DataError(
             "a file of the data set lies outside its folder",

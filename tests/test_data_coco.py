@@ -281,6 +281,7 @@ FAULTS = {
     "annotation id twice": (_twice("annotations"), "an id is used twice", "instances_train.json", "annotations: id 1"),
     "id is a text": (_image(id="1"), "an id is not a whole number", "instances_train.json", "images: got '1'"),
     "no images": (_without("images"), "is not COCO", "instances_train.json", 'it has no list "images"'),
+    "no annotations": (_without("annotations"), "is not COCO", "train.json", 'it has no list "annotations"'),
     "no categories": (_without("categories"), "is not COCO", "instances_train.json", 'it has no list "categories"'),
     "no bbox": (_without("annotations", "bbox"), "is not COCO", "json", "entry 0 of 'annotations' lacks 'bbox'"),
     "no height": (_without("images", "height"), "is not COCO", "json", "entry 0 of 'images' lacks 'height'"),

@@ -1,5 +1,6 @@
-"""Writes the generated data set: `python -m models.data --out DIR`. Needs no torch."""
+"""Writes the generated data set: `python -m models.data --out DIR`; checks any: `check DIR`. Drawing needs no torch."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ EXAMPLES = (
     "{program}                     # the default data set, into the cache",
     "{program} --out shapes        # ... into the folder shapes",
     "{program} --out big --train 20000 --val 2000 --size 480 640 --seed 1",
+    "{program} check my-coco      # what is wrong with a data set (check --help)",
 )
 
 
@@ -55,4 +57,9 @@ def main(options: Data) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["check"]:
+        from . import check_program
+
+        examples = [line.replace("{program}", "{program} check") for line in check_program.EXAMPLES]
+        run(check_program.Check, check_program.main, examples=examples, arguments=sys.argv[2:])
     run(Data, main, examples=EXAMPLES)

@@ -41,10 +41,10 @@ def read_content(path: Path) -> dict:
         ) from error
 
 
-def read_in_chunks(path: Path) -> tuple[object, Iterator[list]]:
+def read_in_chunks(path: Path) -> tuple[object, Iterator[list] | None]:
     """(the content without its annotations, the annotations in lists of at most CHUNK).
 
-    What the file holds is not checked. Where "annotations" is no list it stays in the content.
+    What the file holds is not checked. Without a list "annotations" there is None in its place.
 
     Raises:
         DataError: as `read_content`; also while the chunks are read.
@@ -58,7 +58,7 @@ def read_in_chunks(path: Path) -> tuple[object, Iterator[list]]:
             pass  # whatever it is, the other reader says it better
     content = read_content(path)
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
-        return content, iter(())
+        return content, None
     return content, in_chunks(content.pop("annotations"))
 
 

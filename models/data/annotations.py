@@ -85,8 +85,10 @@ def pack_annotations(content: dict, path: Path, boxes_only: bool = False) -> Ann
     return _pack(content, in_chunks(content.pop("annotations")), path, boxes_only)
 
 
-def _pack(content: object, chunks: Iterable[list], path: Path, boxes_only: bool) -> Annotations:
+def _pack(content: object, chunks: Iterable[list] | None, path: Path, boxes_only: bool) -> Annotations:
     _check_keys(content, path)
+    if chunks is None:
+        raise _not_coco(f'it has no list "annotations"; its keys are {_shorten(sorted(content))}', path)
     categories = _by_id(content["categories"], "categories", path)
     images = _by_id(content["images"], "images", path)
     sizes = [_image_size(image, path) for image in images.values()]

@@ -42,7 +42,7 @@ class CocoDataset(AnnotatedImages):
         boxes_only: bool = False,
     ) -> None:
         root = existing_folder(root)
-        file, folder = _find_split(root, split, annotation_file, image_folder)
+        file, folder = find_split(root, split, annotation_file, image_folder)
         maps = _find_maps(root, folder.name, semantic, map_folder)
         annotations = cached_annotations(file, boxes_only, read_annotations)
         super().__init__(root, split, file, folder, maps, annotations, training, min_side)
@@ -65,10 +65,10 @@ def existing_folder(root: str | Path) -> Path:
     return root
 
 
-def _find_split(
-    root: Path, split: str, annotation_file: str | Path | None, image_folder: str | Path | None
+def find_split(
+    root: Path, split: str, annotation_file: str | Path | None = None, image_folder: str | Path | None = None
 ) -> tuple[Path, Path]:
-    """The annotation file and the image folder of a split."""
+    """The annotation file and the image folder of a split; arguments and errors as of CocoDataset."""
     names = _names(split)
     files = [root / f"annotations/instances_{name}.json" for name in names]
     files += [root / f"annotations/lvis_v1_{name}.json" for name in names]

@@ -4,19 +4,21 @@ Layout and conventions: the VOC development kit (Everingham et al., 2007 to 2012
 and its last pixel, counted from 1; all four numbers are taken minus 1, as in mmdetection and maskrcnn-benchmark.
 """
 
+import functools
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_api
 
-from ..errors import DataError
+from ..errors import DataError, UserError
 from ..images import path_inside, read_label_map
 from .annotation_json import read_content
 from .annotations import pack_annotations, read_annotations
 from .coco import existing_folder
 from .dataset import AnnotatedImages, VocMetric
-from .voc_xml import VocFile, read_voc_file
+from .voc_xml import VocFile, VocObject, read_voc_file
 
 CLASSES = (
     "aeroplane",
@@ -40,6 +42,8 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
+
+MASKS = " (masks)"
 
 LAST_YEAR_OF_ELEVEN_POINTS = 2009
 
@@ -143,45 +147,83 @@ def _image_set(folder: Path, split: str, boxes_only: bool) -> Path:
     )
 
 
-def _content(folder: Path, image_set: Path, boxes_only: bool) -> dict:
-    """The images that `image_set` lists, in COCO's form."""
-    label_file = folder / "labels.txt"
-    classes = label_file.read_text(encoding="utf-8").split("\n") if label_file.is_file() else CLASSES
-    category_of = {name.strip(): number for number, name in enumerate(filter(str.strip, classes), 1)}
+def voc_splits(
+    root: Path, names: Sequence[str], fault: Callable[[str, str, UserError], None]
+) -> Iterator[tuple[str, Path, dict]]:
+    """(name, image folder, content in COCO's form) of each split: the lists of ImageSets/Main with boxes alone,
+    and those of ImageSets/Segmentation, with MASKS after the name, with masks.
+
+    Args:
+        names: of the lists; all that are there by default.
+        fault: called with (split, image's name, error) for each image that cannot be used; it is left out.
+    """
+    folder = _year_folder(root, None)
+    for kind, title in (("Main", "{}"), ("Segmentation", "{}" + MASKS)):
+        for file in sorted((folder / "ImageSets" / kind).glob("*.txt")):
+            split = title.format(file.stem)
+            if file.stem in names or (not names and "_" not in file.stem):
+                content = _content(folder, file, kind == "Main", functools.partial(fault, split))
+                yield split, folder / "JPEGImages", content
+
+
+def _content(
+    folder: Path, image_set: Path, boxes_only: bool, fault: Callable[[str, UserError], None] | None = None
+) -> dict:
+    """The images that `image_set` lists, in COCO's form. One that cannot be used is an error, or goes to `fault`."""
+    category_of = _categories(folder)
     names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
     by_number = all(re.fullmatch(r"[\d_]{1,18}", name) for name in names)
     images, annotations = [], []
     for position, name in enumerate(names, 1):
         # VOC's own names are numbers; its COCO-style files take them as ids, too: 2007_000027 is 2007000027
         image_id = int(name.replace("_", "")) if by_number else position
-        file = read_voc_file(path_inside(folder / "Annotations", f"{name}.xml"))
+        try:
+            file = read_voc_file(path_inside(folder / "Annotations", f"{name}.xml"))
+            masks = None if boxes_only else _instance_masks(folder, name, file)
+            objects = [_object(thing, category_of, f"{folder}/Annotations/{name}.xml") for thing in file.objects]
+        except UserError as error:
+            if fault is None:
+                raise
+            fault(name, error)
+            continue
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": file.height, "width": file.width})
-        masks = None if boxes_only else _instance_masks(folder, name, file)
-        for number, thing in enumerate(file.objects):
-            if thing.name not in category_of:
-                raise DataError(
-                    "an object is of no known class",
-                    where=f"{folder}/Annotations/{name}.xml, object {number + 1}",
-                    why=f"its name is {thing.name!r}; known are {', '.join(category_of)}",
-                    fix=f"write your classes, one a line, into {label_file}",
-                )
-            x1, y1, x2, y2 = (side - 1 for side in thing.box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_of[thing.name],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1) if masks is None else int(mask_api.area(masks[number])),
-                    "iscrowd": 0,
-                    "ignore": int(thing.difficult),
-                    "difficult": int(thing.difficult),
-                }
-            )
+        for number, entry in enumerate(objects):
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
             if masks is not None:
-                annotations[-1]["segmentation"] = masks[number] | {"counts": masks[number]["counts"].decode()}
+                mask = masks[number]
+                annotations[-1] |= {
+                    "area": int(mask_api.area(mask)),
+                    "segmentation": mask | {"counts": mask["counts"].decode()},
+                }
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _categories(folder: Path) -> dict[str, int]:
+    """Category ids by name: VOC's, or from labels.txt of the folder."""
+    file = folder / "labels.txt"
+    names = file.read_text(encoding="utf-8").split("\n") if file.is_file() else CLASSES
+    return {name.strip(): number for number, name in enumerate(filter(str.strip, names), 1)}
+
+
+def _object(thing: VocObject, category_of: dict[str, int], where: str) -> dict:
+    """An object as COCO has it, but for its ids and its mask."""
+    if thing.name not in category_of:
+        raise DataError(
+            "an object is of no known class",
+            where=where,
+            why=f"its name is {thing.name!r}; known are {', '.join(category_of)}",
+            fix="write your classes, one a line, into labels.txt beside JPEGImages",
+        )
+    x1, y1, x2, y2 = (side - 1 for side in thing.box)
+    return {
+        "category_id": category_of[thing.name],
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": (x2 - x1) * (y2 - y1),
+        "iscrowd": 0,
+        "ignore": int(thing.difficult),
+        "difficult": int(thing.difficult),
+    }
 
 
 def _instance_masks(folder: Path, name: str, file: VocFile) -> list[dict]:

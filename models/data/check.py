@@ -1,0 +1,225 @@
+"""Looks through a data set on disk for everything that stops training, is left out of it, or is doubtful."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, UsageError, UserError
+from ..files import explained
+from ..images import image_size, path_inside, read_image
+from ..progress import Progress
+from .annotation_json import in_chunks, read_in_chunks
+from .check_annotations import AnnotationChecker, usable_image
+from .coco import existing_folder, find_split
+from .findings import Finding, Findings
+from .voc import MASKS, is_voc, voc_splits
+
+IMAGE_OUT = "image and its annotations taken out"
+
+
+class Split(NamedTuple):
+    name: str
+    image_folder: Path
+    map_folder: Path | None
+    content: dict
+    """Of the annotation file, without its annotations."""
+    chunks: Iterator[list]
+    """The annotations."""
+    boxes_only: bool = False
+    """Masks are not expected."""
+
+
+def check_dataset(
+    root: Path, splits: tuple[str, ...] = (), fix: Path | None = None, quick: bool = False, workers: int = 1
+) -> tuple[Findings, dict[str, Path]]:
+    """(what is wrong, the image folder of each split) of a folder in COCO's or VOC's layout.
+
+    Args:
+        splits: their names; all that are there by default.
+        fix: a new folder for a mended copy: annotation files, hard links to the images (copies where the disk has
+            none), stuff maps, and changes.json. Nothing in `root` is changed.
+        quick: read only the headers of images, which finds no truncated ones and no duplicates.
+        workers: processes that read images.
+
+    Raises:
+        DataError: there is nothing that could be checked. UsageError: `fix` is not new, or the folder is VOC's.
+    """
+    root = existing_folder(root)
+    if fix is not None and is_voc(root):
+        raise UsageError("a mended copy is made of folders in COCO's layout only", where=root, fix="leave --fix out")
+    findings, folders, seen = Findings(), {}, {}
+    with _new_folder(fix) as copy:
+        for split in _splits(root, splits, findings):
+            folders[split.name] = split.image_folder
+            _check_split(split, findings, seen, copy, quick, workers)
+        if copy is not None:
+            (copy / "changes.json").write_text(json.dumps(findings.as_json(), indent=1, default=str))
+    return findings, folders
+
+
+def _splits(root: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Split]:
+    """Validation and test before training: where an image is in both, it is training that loses it."""
+    if is_voc(root):
+        for name, folder, content in voc_splits(root, names, lambda *fault: findings.add(_voc_fault(*fault))):
+            boxes_only = not name.endswith(MASKS)
+            yield Split(name, folder, None, content, in_chunks(content.pop("annotations")), boxes_only)
+        return
+    if not names:
+        files = sorted((root / "annotations").glob("instances_*.json"))
+        names = tuple(path.stem.removeprefix("instances_") for path in files)
+        if not names:
+            why = "it holds no annotations/instances_*.json, and no JPEGImages and Annotations"
+            raise DataError("there is no data set to check", where=root, why=why)
+    for name in sorted(names, key=lambda name: (name.startswith("train"), name)):
+        file, folder = find_split(root, name)
+        content, chunks = read_in_chunks(file)
+        lists = content if isinstance(content, dict) else {}
+        missing = [key for key in ("images", "categories") if not isinstance(lists.get(key), list)]
+        if missing or chunks is None:
+            why = f"it has no list {', '.join(missing or ['annotations'])}"
+            raise DataError("the annotation file is not COCO", where=file, why=why)
+        maps = root / "stuffthingmaps" / folder.name
+        yield Split(name, folder, maps if maps.is_dir() else None, content, chunks)
+
+
+def _voc_fault(split: str, name: str, error: UserError) -> Finding:
+    return Finding("unreadable annotation of an image", split, name, None, f"{error.what}: {error.why}", IMAGE_OUT)
+
+
+def _check_split(split: Split, findings: Findings, seen: dict, copy: Path | None, quick: bool, workers: int) -> None:
+    images, dropped = _check_images(split, findings, seen, quick, workers)
+    kept = {id(entry) for entry in images.values()}
+    entries = [entry for entry in split.content["images"] if id(entry) in kept]
+    categories = {c["id"] for c in split.content["categories"] if isinstance(c, dict) and type(c.get("id")) is int}
+    checker = AnnotationChecker(findings, split.name, images, dropped, categories, split.boxes_only)
+    with _annotation_writer(split, entries, copy) as write:
+        for annotation in itertools.chain.from_iterable(split.chunks):
+            mended = checker.mended(annotation)
+            if mended is not None:
+                write(mended)
+    for entry in entries if copy is not None else ():
+        name = Path(entry["file_name"])
+        _link(split.image_folder / name, copy / split.image_folder.name / name)
+        if split.map_folder is not None and (map_ := split.map_folder / name.with_suffix(".png")).is_file():
+            _link(map_, copy / "stuffthingmaps" / split.map_folder.name / name.with_suffix(".png"))
+
+
+def _check_images(
+    split: Split, findings: Findings, seen: dict[str, str], quick: bool, workers: int
+) -> tuple[dict[int, dict], dict[int, str]]:
+    """(usable images by id, names of the images taken out by id). `seen`: digest of a file -> file, over all splits."""
+    images: dict[int, dict] = {}
+    dropped: dict[int, str] = {}
+    names: set[str] = set()
+
+    def found(kind: str, entry: object, detail: str) -> None:
+        name = entry.get("file_name", "") if isinstance(entry, dict) else ""
+        findings.add(Finding(kind, split.name, str(name), None, detail, IMAGE_OUT))
+
+    for entry in split.content["images"]:
+        fault = usable_image(entry, split.image_folder)
+        if fault is not None:
+            found("image entry that cannot be used", entry, fault)
+            if isinstance(entry, dict) and type(entry.get("id")) is int:
+                dropped[entry["id"]] = str(entry.get("file_name"))
+        elif entry["id"] in images:
+            found("image id used twice", entry, f"id {entry['id']}, also of {images[entry['id']]['file_name']}")
+        elif entry["file_name"] in names:
+            found("same image twice", entry, "the split lists this file twice")
+            dropped[entry["id"]] = entry["file_name"]
+        else:
+            images[entry["id"]] = entry
+            names.add(entry["file_name"])
+    tasks = [(split.image_folder, e["file_name"], (e["height"], e["width"]), quick) for e in images.values()]
+    with Progress(f"images of {split.name}", total=max(len(tasks), 1), unit="images") as progress:
+        for identity, (kind, detail, digest) in zip(list(images), _in_processes(tasks, workers), strict=True):
+            progress.advance(1)
+            here = str(split.image_folder / images[identity]["file_name"])
+            if kind is None and digest is not None and seen.setdefault(digest, here) != here:
+                kind, detail = "same image twice", f"the same bytes as {seen[digest]}"
+            if kind is not None:
+                entry = images.pop(identity)
+                dropped[identity] = entry["file_name"]
+                found(kind, entry, detail)
+    return images, dropped
+
+
+def _in_processes(tasks: list[tuple], workers: int) -> Iterator[tuple]:
+    if workers < 2 or len(tasks) < 100:
+        yield from map(_look, tasks)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_look, tasks, chunksize=16)
+
+
+def _look(task: tuple[Path, str, tuple[int, int], bool]) -> tuple[str | None, str, str | None]:
+    """(kind of fault or None, detail, digest of the file) of one image."""
+    folder, name, size, quick = task
+    try:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return "image outside its folder", "the name is absolute, or goes up", None
+        path = path_inside(folder, name)
+    except DataError as error:
+        return "image outside its folder", str(error.why), None
+    try:
+        if not path.exists():
+            return "missing image", f"no file {path}", None
+        found = image_size(path) if quick else read_image(path, upright=False).shape[:2]
+        if not quick and found != size == found[::-1]:
+            found = read_image(path).shape[:2]  # as the reader does: the annotations may mean the upright picture
+        digest = None if quick else hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except (UserError, OSError) as error:
+        return "unreadable image", " ".join(str(error).split()), None
+    if found != size and not (quick and found[::-1] == size):
+        return "size other than annotated", f"(height, width) is {tuple(found)}, annotated is {size}", None
+    return None, "", digest
+
+
+@contextmanager
+def _new_folder(target: Path | None) -> Iterator[Path | None]:
+    """A folder that becomes `target` when the block ends well, and goes away otherwise."""
+    if target is None:
+        yield None
+        return
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError("the folder for the mended copy is not new", where=target, fix=f"--fix {target}-2")
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            copy = Path(temporary) / "copy"
+            (copy / "annotations").mkdir(parents=True)
+            yield copy
+            os.replace(copy, target)
+
+
+@contextmanager
+def _annotation_writer(split: Split, images: list[dict], copy: Path | None) -> Iterator[Callable[[dict], object]]:
+    """Writes the mended annotation file, an annotation at a time: the file may not fit into memory as objects."""
+    if copy is None:
+        yield lambda annotation: None
+        return
+    head = {**split.content, "images": images}
+    with open(copy / "annotations" / f"instances_{split.name}.json", "w", encoding="utf-8") as file:
+        file.write(json.dumps(head)[:-1] + ', "annotations": [')
+        separators = itertools.chain([""], itertools.repeat(", "))
+        yield lambda annotation: file.write(next(separators) + json.dumps(annotation))
+        file.write("]}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, which needs no space; a copy where the disk has none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return  # named twice
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
