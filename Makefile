@@ -4,7 +4,8 @@
 # make record NAME=amd-epyc-2-cores   on an idle machine: the same, and writes every published number and picture anew
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
-# make fuzz       a million random problems for each operator, and every kind of bad input also under torch.compile
+# make fuzz       a million random problems for each operator, as many damaged annotation files, and every kind of bad
+#                 input also under torch.compile
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -59,7 +60,7 @@ sanitize: $(VENV)/.test
 	$(run) scripts/sanitize.py narrow $(ARGS)
 
 fuzz: $(VENV)/.test
-	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py $(ARGS)
+	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py tests/test_data_fuzz.py $(ARGS)
 	$(run) tests/test_bad_input.py --compile-all
 
 data: $(VENV)/.detect

@@ -1,5 +1,6 @@
 """Order and augmentation as pure functions of the seed, the epoch and the image; resume; ranks; workers."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from models.data import Augmentation, CocoDataset, evaluation_loader, training_loader
 from models.data.loader import epoch_batches
 from models.data.shapes import ShapesSettings, write_dataset
+from models.data.transforms import STD
 from models.errors import DataError
 
 VARIED = Augmentation(short_sides=range(128, 161), colour=0.2)
@@ -157,3 +159,26 @@ def test_a_damaged_image_is_a_data_error_also_from_a_worker(tmp_path, workers):
 def test_a_data_set_without_stuff_maps_has_no_semantic_targets(folder):
     dataset = CocoDataset(folder, "train", semantic="no")
     assert next(iter(training_loader(dataset, 2, seed=0))).semantic is None
+
+
+@pytest.mark.parametrize("resize", [None, (100, 140)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_raw_batches_become_on_the_device_what_the_loader_makes(dataset, resize, workers):
+    """Within a grey level: the loader rounds to whole ones after resizing."""
+    options = {"seed": 1, "resize": resize, "augmentation": Augmentation(scale=(0.5, 1.2))}
+    made = list(training_loader(dataset, 4, **options))
+    raw = list(training_loader(dataset, 4, **options, workers=workers, raw=True))
+    for one, other in zip(made, raw, strict=True):
+        assert other.images.pixels.dtype == torch.uint8
+        assert one.prepared() is one
+        other = other.to("cpu").prepared()
+        assert other.images.shape == one.images.shape
+        assert other.images.is_contiguous(memory_format=torch.channels_last)
+        assert (one.images - other.images).abs().max() < 1.01 / min(STD)
+        assert (one.images - other.images).abs().mean() < 0.3 / min(STD)
+        assert _equal(one, dataclasses.replace(other, images=one.images))
+
+
+def test_raw_batches_of_images_as_they_are_differ_by_rounding_alone(dataset):
+    one, other = (next(iter(training_loader(dataset, 4, seed=1, raw=raw))).prepared() for raw in (False, True))
+    torch.testing.assert_close(one.images, other.images, atol=1e-6, rtol=1e-6)

@@ -312,7 +312,7 @@ def _reason_to_leave_out(annotation: dict, box: list, area: float | None, height
         return "a difficult object" if annotation.get("difficult") else 'marked "ignore"'
     if w < 1 or h < 1:
         return "a box under 1 pixel"
-    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+    if x + w <= 0 or y + h <= 0 or x >= width or y >= height:
         return "a box outside its image"
     return "no area" if area is not None and area <= 0 else None
 

@@ -1,11 +1,13 @@
 """The batch that detectors take: images padded to one size, ground truth padded to one count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+import cascadeops  # noqa: F401 - brings the operator
 
 from .dataset import IGNORED
 from .transforms import MEAN, STD, Sample, padded_size
@@ -37,10 +39,29 @@ class PackedMasks(_Movable):
 
 
 @dataclass(frozen=True)
+class RawImages(_Movable):
+    """Images as they were decoded, to be resized, normalised and padded on the device; N of them."""
+
+    pixels: Tensor  # uint8 [total]: RGB [h, w, 3] of one image after the other
+    shapes: list[tuple[int, int]]  # (h, w) of each
+    sizes: list[tuple[int, int]]  # (height, width) that each is to have
+
+    def prepared(self) -> Tensor:
+        """float32 [N, 3, H, W], channels last: as `Batch.images`. Within a grey level of what the loader would make,
+        which rounds to whole ones after resizing."""
+        parts = self.pixels.split([height * width * 3 for height, width in self.shapes])
+        images = [part.view(*shape, 3) for part, shape in zip(parts, self.shapes, strict=True)]
+        height, width = padded_size(*map(max, zip(*self.sizes, strict=True)))
+        sides = [side for size in self.sizes for side in size]
+        operator = torch.ops.cascadeops.preprocess  # the public function takes one limit for all images
+        return operator(images, sides, height, width, MEAN, STD, torch.float32, True)[0]
+
+
+@dataclass(frozen=True)
 class Batch(_Movable):
     """N images and their ground truth; G is the largest number of objects of an image here, and at least 1."""
 
-    images: Tensor  # float32 [N, 3, H, W], channels last in memory, normalised, padded with 0 right and below
+    images: Tensor | RawImages  # float32 [N, 3, H, W], channels last, normalised, padded with 0 right and below
     image_sizes: Tensor  # int64 [N, 2] (height, width) before padding
     gt_boxes: Tensor  # float32 [N, G, 4], pixels of `images`; 0 on padding rows
     gt_labels: Tensor  # int64 [N, G]; -1 on padding rows
@@ -50,28 +71,26 @@ class Batch(_Movable):
     original_sizes: Tensor | None = None  # int64 [N, 2] (height, width) of the image files
     scale_factors: Tensor | None = None  # float32 [N, 2] (x, y): `images` pixels for one pixel of the file
 
+    def prepared(self) -> "Batch":
+        """With raw images made into what the network takes, where they are; itself if they are that already."""
+        return replace(self, images=self.images.prepared()) if isinstance(self.images, RawImages) else self
 
-def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED) -> Batch:
+
+def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED, raw: bool = False) -> Batch:
     """Normalise, pad to the largest sample and a multiple of 32 pixels, stack. At least one sample is needed.
 
     semantic_padding: class of the semantic maps beyond an image.
+    raw: images stay bytes, for `Batch.prepared` to resize and normalise.
     """
     count = len(samples)
-    sizes = np.array([sample.image.shape[:2] for sample in samples])
+    sizes = np.array([sample.size for sample in samples])
     height, width = padded_size(*sizes.max(0).tolist())
     capacity = max(1, *(len(sample.labels) for sample in samples))
 
-    images = np.zeros((count, height, width, 3), np.float32)
     boxes = np.zeros((count, capacity, 4), np.float32)
     labels = np.full((count, capacity), -1, np.int64)
     windows = np.zeros((count, capacity, 4), np.int32)
-    scale, shift = 1 / np.float32(STD), -np.float32(MEAN) / np.float32(STD)
     for index, sample in enumerate(samples):
-        h, w = sizes[index]
-        # Whole rows at a time: numpy is 10 times slower where its innermost loop is over the 3 channels.
-        inside = images[index].reshape(height, -1)[:h, : 3 * w]
-        np.multiply(sample.image.reshape(h, -1), np.tile(scale, w), out=inside)
-        inside += np.tile(shift, w)
         objects = len(sample.labels)
         boxes[index, :objects] = sample.boxes
         labels[index, :objects] = sample.labels
@@ -87,7 +106,7 @@ def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED) -> Batch
             rows, columns = sample.semantic.shape
             targets[index, :rows, :columns] = sample.semantic
     return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        images=_raw_images(samples) if raw else _normalised(samples, height, width),
         image_sizes=torch.from_numpy(sizes),
         gt_boxes=torch.from_numpy(boxes),
         gt_labels=torch.from_numpy(labels),
@@ -97,3 +116,22 @@ def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED) -> Batch
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
         scale_factors=torch.tensor([sample.scale_factors for sample in samples], dtype=torch.float32),
     )
+
+
+def _normalised(samples: Sequence[Sample], height: int, width: int) -> Tensor:
+    """float32 [N, 3, height, width], channels last."""
+    images = np.zeros((len(samples), height, width, 3), np.float32)
+    scale, shift = 1 / np.float32(STD), -np.float32(MEAN) / np.float32(STD)
+    for plane, sample in zip(images, samples, strict=True):
+        h, w = sample.size
+        # Whole rows at a time: numpy is 10 times slower where its innermost loop is over the 3 channels.
+        inside = plane.reshape(height, -1)[:h, : 3 * w]
+        np.multiply(sample.image.reshape(h, -1), np.tile(scale, w), out=inside)
+        inside += np.tile(shift, w)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _raw_images(samples: Sequence[Sample]) -> RawImages:
+    pixels = np.concatenate([sample.image.reshape(-1) for sample in samples])
+    shapes = [sample.image.shape[:2] for sample in samples]
+    return RawImages(torch.from_numpy(pixels), shapes, [sample.size for sample in samples])

@@ -179,8 +179,10 @@ class AnnotatedImages:
         resize: tuple[int, int] | None,
         augmentation: Augmentation | None = None,
         random: np.random.Generator | None = None,
+        resize_image_too: bool = True,
     ) -> Sample:
-        """Image `index` with its ground truth, resized within (short, long), and augmented from `random`."""
+        """Image `index` with its ground truth, resized within (short, long), and augmented from `random`; see
+        `transform`."""
         boxes, labels = self.objects(index)
         sample = transform(
             self.image(index),
@@ -192,6 +194,7 @@ class AnnotatedImages:
             resize=resize,
             augmentation=augmentation,
             random=random,
+            resize_image_too=resize_image_too,
         )
         if sample.semantic is not None:
             self._check_ids(index, sample.semantic)

@@ -53,6 +53,7 @@ class BatchLoader:
         workers: int,
         pin_memory: bool | None,
         semantic_padding: int = IGNORED,
+        raw: bool = False,
     ) -> None:
         if samples.dataset.has_semantic:
             _ = samples.dataset.num_semantic_classes  # looks at the maps once, here, and not in every worker
@@ -61,7 +62,7 @@ class BatchLoader:
         self._loader = DataLoader(
             samples,
             batch_sampler=_Keys(self),
-            collate_fn=functools.partial(_collate, semantic_padding=semantic_padding),
+            collate_fn=functools.partial(_collate, semantic_padding=semantic_padding, raw=raw),
             num_workers=workers,
             # Else each iterator takes a number from the global generator, and a resumed run makes one iterator more.
             generator=torch.Generator(),
@@ -105,6 +106,7 @@ def training_loader(
     world: int = 1,
     pin_memory: bool | None = None,
     semantic_padding: int = IGNORED,
+    raw: bool = False,
 ) -> BatchLoader:
     """Shuffled, augmented, full batches of one epoch.
 
@@ -120,6 +122,7 @@ def training_loader(
         rank, world: this process among those that train together.
         pin_memory: None means when there is CUDA.
         semantic_padding: class of the semantic maps beyond an image; 255 is ignored.
+        raw: images are only decoded and flipped here; `Batch.prepared` resizes and normalises them, on the device.
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
@@ -128,8 +131,8 @@ def training_loader(
     def batches_of_epoch(epoch: int) -> np.ndarray:
         return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
 
-    samples = _Samples(dataset, resize, augmentation or Augmentation(), seed)
-    return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory, semantic_padding)
+    samples = _Samples(dataset, resize, augmentation or Augmentation(), seed, raw)
+    return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory, semantic_padding, raw)
 
 
 def evaluation_loader(
@@ -180,18 +183,20 @@ class _Samples:
         resize: tuple[int, int] | None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        raw: bool = False,
     ) -> None:
         self.dataset, self._resize, self._augmentation, self._seed = dataset, resize, augmentation, seed
+        self._raw = raw
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         epoch, index = key
         random = np.random.default_rng([self._seed, epoch, index])
         try:
-            return self.dataset.sample(index, self._resize, self._augmentation, random)
+            return self.dataset.sample(index, self._resize, self._augmentation, random, not self._raw)
         except DataError as error:
             return error
 
 
-def _collate(samples: list[Sample | DataError], semantic_padding: int) -> Batch | DataError:
+def _collate(samples: list[Sample | DataError], semantic_padding: int, raw: bool) -> Batch | DataError:
     error = next((sample for sample in samples if isinstance(sample, DataError)), None)
-    return error or collate(samples, semantic_padding)
+    return error or collate(samples, semantic_padding, raw)

@@ -103,6 +103,7 @@ class PythonDataset:
         resize: tuple[int, int] | None,
         augmentation: Augmentation | None = None,
         random: np.random.Generator | None = None,
+        resize_image_too: bool = True,
     ) -> Sample:
         """As `AnnotatedImages.sample`. The annotations are those of the first reading."""
         item = self._kept[index]
@@ -125,6 +126,7 @@ class PythonDataset:
             resize=resize,
             augmentation=augmentation,
             random=random,
+            resize_image_too=resize_image_too,
         )
 
     def ground_truth(self) -> dict:

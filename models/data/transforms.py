@@ -44,8 +44,8 @@ class Augmentation:
 class Sample:
     """One image, ready to be put into a batch. g objects."""
 
-    image: np.ndarray  # uint8 [h, w, 3] RGB
-    boxes: np.ndarray  # float32 [g, 4]
+    image: np.ndarray  # uint8 RGB, [h, w, 3] of the network's size, or of the file's where the device resizes
+    boxes: np.ndarray  # float32 [g, 4], pixels of the network's size
     labels: np.ndarray  # int64 [g]
     windows: np.ndarray  # int32 [g, 4] (x0, y0, width, height)
     bitmaps: list[np.ndarray]  # g times uint8 [height * width] of the window
@@ -53,6 +53,7 @@ class Sample:
     image_id: int
     original_size: tuple[int, int]  # (height, width)
     scale_factors: tuple[float, float]  # (x, y)
+    size: tuple[int, int]  # (height, width), the network's
 
 
 def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
@@ -113,6 +114,7 @@ def transform(
     resize: tuple[int, int] | None,
     augmentation: Augmentation | None = None,
     random: np.random.Generator | None = None,
+    resize_image_too: bool = True,
 ) -> Sample:
     """Bring an image and its ground truth to the network's size.
 
@@ -125,13 +127,16 @@ def transform(
         resize: limits (short, long) of the sides, pixels; None: as it is.
         augmentation: None in evaluation.
         random: what the augmentation draws from.
+        resize_image_too: False: the image keeps its size, for the device to resize it; all else is resized. Colours are
+            then varied before the resizing instead of after it.
     """
     original = image.shape[:2]
     size, flip = original if resize is None else resized_size(*original, *resize), False
     if augmentation is not None:
         size = _varied_size(original, resize, augmentation, random)
         flip = random.random() < augmentation.flip
-    image = resize_image(image, size)
+    if resize_image_too:
+        image = resize_image(image, size)
     if augmentation is not None and augmentation.colour > 0:
         image = jitter_colours(image, random, augmentation.colour)
 
@@ -153,7 +158,7 @@ def transform(
     )
     if semantic is not None:
         semantic = semantic[rows[::8, None], columns[None, ::8]]
-    return Sample(image, boxes, labels, windows, bitmaps, semantic, image_id, original, (scale_x, scale_y))
+    return Sample(image, boxes, labels, windows, bitmaps, semantic, image_id, original, (scale_x, scale_y), size)
 
 
 def _varied_size(
