@@ -10,7 +10,7 @@ PROGRAMS = {
     "evaluate": "box and mask AP of a weights file on a data set",
     "predict": "find objects in pictures: overlays and COCO results",
     "classify": "name what is in pictures, or measure an ImageNet classifier",
-    "data": "write the generated data set as a COCO folder",
+    "data": "write the generated data set as a COCO folder; `data check DIR` looks through any",
     "export": "compile a detector into a .pt2 package, for Python and C++",
     "convert": "weights of mmdetection, torchvision and others to ours",
     "weights": "list and fetch published weights",
