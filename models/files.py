@@ -54,7 +54,6 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         try:
             yield temporary
             for file in sorted(temporary.iterdir()):
-                os.chmod(file, _mode_for(file.with_name("new")))  # safetensors makes private files
                 sync(file)
             sync(temporary)
             os.rename(temporary, target)

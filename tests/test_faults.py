@@ -1,0 +1,224 @@
+"""Faults of a run, one by one: what it says, and what is left."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+
+import models
+from models import files, replay, training
+from models.checkpoints import checkpoint_folders, read_checkpoint
+from models.errors import DataError, MachineError
+from models.resume import MOST_FAILED_SAVES
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+
+
+# ---- a loss that is not finite
+
+
+def broken_in_step(step: int, monkeypatch, spoil) -> None:
+    """`spoil(detector)` before the forward pass of a step."""
+    detectors, steps = [], []
+    build, random_state = training.build_from_config, training.random_state
+    monkeypatch.setattr(training, "build_from_config", lambda *a: detectors.append(build(*a)) or detectors[-1])
+
+    def counted(device):
+        steps.append(1)
+        if len(steps) == step:
+            spoil(detectors[-1])
+        return random_state(device)
+
+    monkeypatch.setattr(training, "random_state", counted)
+
+
+def infinite_weight(detector: torch.nn.Module) -> None:
+    with torch.no_grad():
+        detector.rpn.conv.weight[0, 0, 0, 0] = float("inf")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as inner, pytest.raises(DataError) as error:
+        broken_in_step(5, inner, infinite_weight)
+        training.train(tiny_config(data, tmp_path))
+    assert error.value.where.startswith("step 5, images [1")
+    assert "loss_rpn_objectness is inf" in error.value.why and "gradient_norm is nan" in error.value.why
+    folder = tmp_path / "replay" / "step-00000005"
+    assert f"python -m models.replay {folder}" in error.value.fix
+    # The last checkpoint is of the step before, and holds what training gave.
+    assert checkpoint_folders(tmp_path / "checkpoints")[-1].name == "step-00000004"
+    last = read_checkpoint(tmp_path / "checkpoints" / "step-00000004")
+    assert all(value.isfinite().all() for name, value in last.tensors.items() if name.startswith("detector/"))
+
+    replay.main(replay.Replay(folder=folder, device="cpu"))
+    shown = capsys.readouterr().out
+    assert "weights: rpn.conv.weight is not finite before the step" in shown
+    assert "now:    loss_rpn_objectness inf" in shown
+    assert "first output that is not finite: rpn.conv" in shown
+
+
+def test_a_replay_computes_what_the_step_computed(data, tmp_path, monkeypatch, capsys):
+    """The step is a sound one that is taken for a bad one: its losses come out again to the last digit."""
+    seen = {}
+
+    def judged_bad(config, output, step, values, detector, batch, random):
+        if step == 2:
+            seen.update({name: value.item() for name, value in values.items()})
+            values = values | {"loss": values["loss"] * float("nan")}
+        replay.check_finite(config, output, step, values, detector, batch, random)
+
+    monkeypatch.setattr(training, "check_finite", judged_bad)
+    with pytest.raises(DataError, match="loss is nan"):
+        training.train(tiny_config(data, tmp_path))
+    capsys.readouterr()
+    replay.main(replay.Replay(folder=tmp_path / "replay" / "step-00000002", device="cpu"))
+    shown = capsys.readouterr().out
+    for name in seen.keys() - {"loss", "gradient_norm"}:
+        assert f"now:    {name} {seen[name]:.9g}\n" in shown
+    assert "every value is finite here" in shown
+
+
+def test_a_run_goes_on_after_a_replay_was_written(data, tmp_path, monkeypatch):
+    config = tiny_config(data, tmp_path / "broken")
+    with monkeypatch.context() as inner, pytest.raises(DataError):
+        broken_in_step(5, inner, infinite_weight)
+        training.train(config)
+    training.train(dataclasses.replace(config, resume=True))
+    training.train(tiny_config(data, tmp_path / "whole"))
+    assert differences(outcome(tmp_path / "broken"), outcome(tmp_path / "whole")) == []
+
+
+# ---- a full disk
+
+
+def full_disk(monkeypatch, failing: range) -> None:
+    """The saves of these numbers, from 1, meet a full disk when they are brought to it."""
+    saves = []
+    rename = files.os.rename
+
+    def refused(old, new):
+        if ".step-" in str(old) and str(old).endswith(".part"):
+            saves.append(1)
+            if len(saves) in failing:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(old, new)
+
+    monkeypatch.setattr(files.os, "rename", refused)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as inner:
+        full_disk(inner, range(2, 4))
+        training.train(tiny_config(data, tmp_path / "full", keep_checkpoints=9))
+    shown = capsys.readouterr().out
+    assert "step 2: cannot write the checkpoint; the earlier ones are kept as they were" in shown
+    assert f"where: {tmp_path / 'full/checkpoints/step-00000002'}" in shown
+    assert "No space left on device (" in shown and "MiB free in" in shown
+    steps = [int(path.name[5:]) for path in checkpoint_folders(tmp_path / "full/checkpoints")]
+    assert steps == [1, 4, 5, 6]
+    training.train(tiny_config(data, tmp_path / "whole"))
+    assert differences(outcome(tmp_path / "full"), outcome(tmp_path / "whole")) == []
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_what_was_saved(data, tmp_path, monkeypatch):
+    full_disk(monkeypatch, range(2, 99))
+    with pytest.raises(MachineError, match="the earlier ones are kept"):
+        training.train(tiny_config(data, tmp_path, epochs=3))
+    assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")] == ["step-00000001"]
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert last <= 1 + MOST_FAILED_SAVES
+
+
+# ---- out of memory
+
+
+def test_out_of_memory_says_the_sum_and_the_flag(data, tmp_path, monkeypatch):
+    """The real thing: a step that asks the allocator for 2^60 bytes."""
+
+    def greedy(*_):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(models.faster_rcnn.FasterRCNN, "losses", greedy)
+    with pytest.raises(MachineError) as error:
+        training.train(tiny_config(data, tmp_path))
+    assert error.value.what == "out of memory at step 1"
+    assert error.value.where.startswith("2 images padded to 32 x 32, with up to 1 objects: [1")
+    assert error.value.why.startswith("weights 0.00 + gradients 0.00 + momentum 0.00 + images 0.00 + activations and")
+    assert "and 1073741824.00 GiB more were asked for; cpu has" in error.value.why
+    assert error.value.fix.startswith("--batch-size 1, or a smaller --resize SHORT LONG, or --amp bfloat16")
+
+
+def test_cuda_and_numpy_say_it_in_other_words():
+    from models.out_of_memory import _asked_for
+
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+    assert _asked_for(cuda) == ", and 2.50 GiB more were asked for"
+    assert _asked_for(MemoryError("Unable to allocate 512. MiB for an array")) == ", and 0.50 GiB more were asked for"
+    assert _asked_for(MemoryError()) == ", and more was asked for"
+    assert _asked_for(RuntimeError("shapes differ")) is None
+
+
+# ---- two runs, one folder
+
+RACE = """
+import os, sys
+from pathlib import Path
+from models.errors import UsageError
+from models.run_folder import owned_folder
+
+folder, racers, rounds = Path(sys.argv[1]), 4, int(sys.argv[2])
+owners = 0
+for number in range(rounds):
+    (gate, start), (reader, writer), (hold, release) = os.pipe(), os.pipe(), os.pipe()
+    children = []
+    for racer in range(racers):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.close(release)
+            os.close(start)
+            os.read(gate, 1)  # until all are there
+            try:
+                with owned_folder(folder):
+                    os.write(writer, b"1")
+                    os.read(hold, 1)  # until all have tried
+                    if number % 10 == 0:
+                        os.kill(os.getpid(), 9)  # nothing is left that keeps the next round out
+            except UsageError:
+                os.write(writer, b"0")
+            os._exit(0)
+    os.close(start)
+    answers = b"".join(os.read(reader, 1) for _ in range(racers))
+    for end in (gate, release, hold, reader, writer):
+        os.close(end)
+    for child in children:
+        os.waitpid(child, 0)
+    owners += answers.count(b"1")
+    assert answers.count(b"1") == 1, (number, answers)
+print(owners)
+"""
+
+
+def test_one_of_four_wins_each_of_1000_races(tmp_path):
+    command = [sys.executable, "-c", RACE, str(tmp_path), "1000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "1000\n", done.stdout + done.stderr
+    assert os.listdir(tmp_path) == ["owner.lock"]
