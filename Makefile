@@ -6,6 +6,7 @@
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
 # make fuzz       a million random problems for each operator, as many damaged annotation files, and every kind of bad
 #                 input also under torch.compile
+# make soak       kill 10,000 training runs and compare what they end with; flip 100,000 bits of checkpoints
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -26,7 +27,7 @@ cpu_index := https://download.pytorch.org/whl/cpu
 # Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
 export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-.PHONY: train test bench record emulate-cuda sanitize fuzz lint data gpu-check clean
+.PHONY: train test bench record emulate-cuda sanitize fuzz soak lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
@@ -62,6 +63,10 @@ sanitize: $(VENV)/.test
 fuzz: $(VENV)/.test
 	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py tests/test_data_fuzz.py $(ARGS)
 	$(run) tests/test_bad_input.py --compile-all
+
+soak: $(VENV)/.test
+	CASCADEOPS_FLIPS=100000 $(run) -m pytest -q tests/test_checkpoints.py $(ARGS)
+	CASCADEOPS_KILLS=$(or $(KILLS),10000) $(run) -m pytest -q -s tests/test_faulty_files.py $(ARGS)
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)

@@ -297,6 +297,12 @@ def _machine_fault(error: Exception) -> MachineError | None:
         )
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return MachineError("the system refused", where=error.filename, why=error.strerror)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return MachineError(
+            "a process that reads images has died",
+            why=str(error).splitlines()[0],
+            fix="killed for its memory? fewer --workers need less. --resume goes on from the last checkpoint",
+        )
     if (
         isinstance(error, ModuleNotFoundError)
         and error.name

@@ -91,6 +91,9 @@ class TrainConfig:
     """Epochs between checkpoints."""
     checkpoint_every_steps: int = 0
     """Steps between further checkpoints; 0: none but those of epochs."""
+    on_bad_image: Literal["stop", "substitute"] = "stop"
+    """An image that cannot be read, or whose annotations are broken: stop and name it; or name it, count it, and train
+    on another one in its place, up to one image in 1,000."""
     keep_checkpoints: int = 3
     """How many of the last checkpoints are kept, beside the one that scored best."""
     log_every: int = 20

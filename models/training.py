@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .bad_images import BadImages
 from .build import build_from_config
 from .checkpoint import class_table, load_backbone, load_weights, save_weights
 from .classes import check_same_classes
@@ -87,6 +88,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         if run.checkpoint is not None:
             state.restore(run.checkpoint)
         log = MetricsLog(output, resume_step=iteration if config.resume else None)
+        bad_images = BadImages(output, len(train_set), progress.print)
         describe_run(config, detector, train_set, val_set, device, total, iteration)
         while True:
             stop.at_once()
@@ -101,6 +103,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
             loader.set_epoch(epoch, start_batch)
             stop.after_step()
             for batch in loader:
+                bad_images.note(batch.broken)
                 batch = batch.to(device).prepared()
                 rate = learning_rate(config, iteration, steps_per_epoch)
                 for group in optimizer.param_groups:
@@ -251,6 +254,7 @@ def make_loader(config: TrainConfig, dataset: AnnotatedImages, device: torch.dev
         ),
         semantic_padding=config.semantic_padding,
         raw=device.type == "cuda",  # a GPU resizes and normalises in less time than it takes to send it the floats
+        substitute=config.on_bad_image == "substitute",
     )
 
 

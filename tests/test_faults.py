@@ -222,3 +222,55 @@ def test_one_of_four_wins_each_of_1000_races(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout == "1000\n", done.stdout + done.stderr
     assert os.listdir(tmp_path) == ["owner.lock"]
+
+
+# ---- broken images
+
+
+@pytest.fixture
+def broken_data(tmp_path):
+    """The second of six images is cut off."""
+    folder = write_tiny_data(tmp_path / "broken")
+    path = folder / "train" / "1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_stops_the_run_and_is_named(broken_data, tmp_path, workers):
+    with pytest.raises(DataError) as error:
+        training.train(tiny_config(broken_data, tmp_path / "run", workers=workers))
+    assert str(broken_data / "train" / "1.png") in error.value.where
+
+
+def test_a_broken_image_is_replaced_named_and_counted(broken_data, tmp_path, capsys):
+    outcomes = []
+    for name, workers in (("alone", 0), ("workers", 2)):
+        config = tiny_config(broken_data, tmp_path / name, workers=workers, on_bad_image="substitute")
+        training.train(config)
+        outcomes.append(outcome(config.output))
+        shown = capsys.readouterr().out
+        assert shown.count("bad image 1, another takes its place: ") == 1
+        (line,) = (config.output / "bad_images.txt").read_text().splitlines()
+        assert str(broken_data / "train" / "1.png") in line
+    assert differences(*outcomes) == []
+
+
+def test_too_many_broken_images_stop_the_run(tmp_path):
+    from models.bad_images import AT_LEAST, BadImages
+
+    told = []
+    bad = BadImages(tmp_path, 6, told.append)
+    bad.note(f"{number}.png: cut off" for number in range(AT_LEAST))
+    bad.note(["0.png: cut off"])  # known
+    assert len(told) == AT_LEAST
+    with pytest.raises(DataError, match="too many images"):
+        BadImages(tmp_path, 6, told.append).note(["another.png: cut off"])  # as a resumed run counts on
+    BadImages(tmp_path, 1000 * (AT_LEAST + 1), told.append).note(())
+
+
+def test_a_dead_worker_is_told_without_a_traceback():
+    from models.command_line import _machine_fault
+
+    fault = _machine_fault(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert fault.what == "a process that reads images has died" and "--resume" in fault.fix

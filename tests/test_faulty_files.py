@@ -1,4 +1,4 @@
-"""Every file operation of saving and removing a checkpoint fails, or is the last thing that the process does."""
+"""Every file operation of saving and removing a checkpoint fails or is the last; runs are killed at random moments."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+KILLS = int(os.environ.get("CASCADEOPS_KILLS", "500"))
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,12 +24,16 @@ def shim(tmp_path_factory) -> Path:
     return library
 
 
-def test_every_file_operation_of_saving_and_removing(shim):
+def report_of(shim: Path, program: str, *arguments: str, timeout: float | None = None) -> dict:
     environment = os.environ | {"LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "tests/faulty_saves.py")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(ROOT / "tests" / program), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_every_file_operation_of_saving_and_removing(shim):
+    report = report_of(shim, "faulty_saves.py", timeout=300)
     assert report["wrong"] == []
     # 3 files written and synced, the folder made, synced, renamed and its parent synced; two old checkpoints removed.
     calls = report["calls"]
@@ -40,3 +45,14 @@ def test_every_file_operation_of_saving_and_removing(shim):
         assert outcomes[error].get("7", 0) >= 12, outcomes
     assert set(outcomes["short write"]) == {"0"}
     assert set(outcomes["short write, then a full disk"]) == {"7"}
+
+
+def test_killed_runs_end_as_one_that_was_left_alone(shim):
+    """Weights, optimiser, random numbers, metrics. `make soak` makes 10,000 kills."""
+    report = report_of(shim, "kill_runs.py", "--kills", str(KILLS))
+    print(json.dumps(report))
+    assert report["wrong"] == []
+    assert sum(report["kills"].values()) >= KILLS and len(report["kills"]) == 4
+    assert report["runs compared"] >= KILLS // 100
+    assert report["killed"]["in a save"] >= KILLS // 10
+    assert report["slowest SIGTERM"] < 10

@@ -70,6 +70,7 @@ class Batch(_Movable):
     image_ids: list[int]
     original_sizes: Tensor | None = None  # int64 [N, 2] (height, width) of the image files
     scale_factors: Tensor | None = None  # float32 [N, 2] (x, y): `images` pixels for one pixel of the file
+    broken: tuple[str, ...] = ()  # where and why images were broken that others of the batch stand in for
 
     def prepared(self) -> "Batch":
         """With raw images made into what the network takes, where they are; itself if they are that already."""
@@ -115,6 +116,7 @@ def collate(samples: Sequence[Sample], semantic_padding: int = IGNORED, raw: boo
         image_ids=[sample.image_id for sample in samples],
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
         scale_factors=torch.tensor([sample.scale_factors for sample in samples], dtype=torch.float32),
+        broken=tuple(sample.instead_of for sample in samples if sample.instead_of is not None),
     )
 
 

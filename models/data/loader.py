@@ -3,6 +3,8 @@
 So a run that is resumed at any batch of any epoch, with any number of worker processes, sees what it would have seen.
 """
 
+import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,9 @@ from ..errors import DataError
 from .batch import Batch, collate
 from .dataset import IGNORED, AnnotatedImages
 from .transforms import Augmentation, Sample, padded_size, resized_size
+
+SUBSTITUTES = 5
+"""How many images are tried in place of a broken one; beyond that, it is the data set that is broken."""
 
 
 def epoch_batches(upright: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -107,6 +112,7 @@ def training_loader(
     pin_memory: bool | None = None,
     semantic_padding: int = IGNORED,
     raw: bool = False,
+    substitute: bool = False,
 ) -> BatchLoader:
     """Shuffled, augmented, full batches of one epoch.
 
@@ -123,6 +129,8 @@ def training_loader(
         pin_memory: None means when there is CUDA.
         semantic_padding: class of the semantic maps beyond an image; 255 is ignored.
         raw: images are only decoded and flipped here; `Batch.prepared` resizes and normalises them, on the device.
+        substitute: in place of an image that is broken, or its annotations, take another one, and say so in the
+            batch; else the DataError is raised. Which one is a function of seed, epoch and image.
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
@@ -131,7 +139,7 @@ def training_loader(
     def batches_of_epoch(epoch: int) -> np.ndarray:
         return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
 
-    samples = _Samples(dataset, resize, augmentation or Augmentation(), seed, raw)
+    samples = _Samples(dataset, resize, augmentation or Augmentation(), seed, raw, substitute)
     return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory, semantic_padding, raw)
 
 
@@ -184,17 +192,28 @@ class _Samples:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         raw: bool = False,
+        substitute: bool = False,
     ) -> None:
         self.dataset, self._resize, self._augmentation, self._seed = dataset, resize, augmentation, seed
-        self._raw = raw
+        self._raw, self._substitute = raw, substitute
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DataError:
         epoch, index = key
-        random = np.random.default_rng([self._seed, epoch, index])
         try:
-            return self.dataset.sample(index, self._resize, self._augmentation, random, not self._raw)
+            return self._sample(index, [self._seed, epoch, index])
         except DataError as error:
-            return error
+            first = error
+        for attempt in range(1, SUBSTITUTES + 1) if self._substitute else ():
+            numbers = [self._seed, epoch, index, attempt]  # so that a resumed run takes the same image
+            other = int(np.random.default_rng(numbers).integers(len(self.dataset)))
+            with contextlib.suppress(DataError):
+                sample = self._sample(other, numbers)
+                return dataclasses.replace(sample, instead_of=f"{first.where}: {first.what}")
+        return first
+
+    def _sample(self, index: int, numbers: list[int]) -> Sample:
+        random = np.random.default_rng(numbers)
+        return self.dataset.sample(index, self._resize, self._augmentation, random, not self._raw)
 
 
 def _collate(samples: list[Sample | DataError], semantic_padding: int, raw: bool) -> Batch | DataError:

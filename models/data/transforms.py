@@ -54,6 +54,7 @@ class Sample:
     original_size: tuple[int, int]  # (height, width)
     scale_factors: tuple[float, float]  # (x, y)
     size: tuple[int, int]  # (height, width), the network's
+    instead_of: str | None = None  # where and why another image was broken, whose place this one takes
 
 
 def resized_size(height: int, width: int, short: float, long: float) -> tuple[int, int]:
