@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,7 @@ def evaluate_detector(
     results_folder: Path | None = None,
     tta: Views | None = None,
     half: bool = False,
+    partial: Path | None = None,
 ) -> Metrics:
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
@@ -102,6 +104,8 @@ def evaluate_detector(
         results_folder: where to write the COCO results; None: nowhere.
         tta: test-time augmentation, with `resize` None.
         half: compute in 16 bits, as in `Predictor`.
+        partial: a file that the results are kept in while it lasts; where it holds some of the same evaluation, which
+            was interrupted, they are not computed again.
     """
     import torch
 
@@ -111,6 +115,7 @@ def evaluate_detector(
     from .devices import half_dtype
     from .folding import folded
     from .inference import unpack_detections
+    from .partial_results import PartialResults
     from .tta import detect_in_views
     from .voc_evaluation import voc_average_precision
 
@@ -119,9 +124,20 @@ def evaluate_detector(
     entries: dict[str, list[dict]] = {"bbox": []}
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
+    kept = PartialResults(
+        partial, {} if partial is None else _subject(detector, dataset, batch_size, resize, max_images, tta, half)
+    )
     detector = folded(detector)
     arithmetic = ARITHMETICS[detector.config.arithmetic]
-    for batch in evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images):
+    for batch in kept.batches:
+        for kind, new in batch["entries"].items():
+            entries.setdefault(kind, []).extend(new)
+        image_ids += batch["image_ids"]
+    if kept.batches and progress is not None:
+        progress.advance(len(image_ids), speed="continued")
+    loader = evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images)
+    loader.set_epoch(0, start_batch=len(kept.batches))
+    for batch in loader:
         start = time.perf_counter()
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             images, sizes = batch.images.to(device), batch.image_sizes.to(device)
@@ -132,10 +148,14 @@ def evaluate_detector(
                 detections = detect_in_views(detector, images, batch.image_sizes, tta)
             results = unpack_detections(detections, batch.image_sizes, originals, arithmetic)
         times.append((len(results), time.perf_counter() - start))
+        batch_entries: dict[str, list[dict]] = {}
         for image_id, result in zip(batch.image_ids, results, strict=True):
             found = [x.numpy() for x in (result.boxes, result.scores, result.labels)]
             for kind, new in result_entries(image_id, *found, result.masks, dataset.category_ids).items():
-                entries.setdefault(kind, []).extend(new)
+                batch_entries.setdefault(kind, []).extend(new)
+        kept.add(batch.image_ids, batch_entries)
+        for kind, new in batch_entries.items():
+            entries.setdefault(kind, []).extend(new)
         image_ids += batch.image_ids
         if progress is not None:
             progress.advance(len(results), speed=f"{_images_per_second(times):.1f} images/s")
@@ -146,17 +166,42 @@ def evaluate_detector(
     voc = None
     if dataset.voc is not None:
         voc = voc_average_precision(truth, entries["bbox"], *dataset.voc, image_ids)
-    return Metrics(
+    metrics = Metrics(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
         mask=average_precision(truth, entries["segm"], "segm", image_ids) if with_masks else None,
         images=len(image_ids),
         images_per_second=_images_per_second(times),
         voc=voc,
     )
+    kept.remove()
+    return metrics
+
+
+def _subject(detector, dataset, batch_size: int, resize, max_images: int | None, tta: Views | None, half: bool) -> dict:
+    """All that decides what a batch is and what is found in it, as JSON holds it."""
+    import torch
+
+    from .partial_results import fingerprint
+
+    return {
+        "weights": fingerprint(detector),
+        "config": repr(getattr(detector, "config", None)),
+        "data": str(dataset.annotation_file),
+        "images": [len(dataset), hashlib.sha256(dataset.sizes.tobytes()).hexdigest()],
+        "batch_size": batch_size,
+        "resize": resize,
+        "max_images": max_images,
+        "half": half,
+        "tta": None if tta is None else repr(tta),
+        "device": next(detector.parameters()).device.type,
+        "torch": torch.__version__,
+    }
 
 
 def _images_per_second(times: Sequence[tuple[int, float]]) -> float:
     """Without the first batch where there are others: it also warms caches and chooses algorithms."""
+    if not times:  # all of them had been done before an interruption
+        return math.nan
     images, seconds = map(sum, zip(*(times[1:] or times), strict=True))
     return images / seconds
 
@@ -247,6 +292,7 @@ def main(options: Evaluate) -> None:
             results_folder=folder,
             tta=views,
             half=options.half,
+            partial=folder / "partial.jsonl",
         )
     write_json(folder / "metrics.json", metrics.flat())
     console.print(score_table(metrics))

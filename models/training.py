@@ -270,7 +270,12 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     num_images = min(len(dataset), config.max_evaluation_images or len(dataset))
     progress.print(f"step {iteration}: evaluating on {num_images} images")
     metrics = evaluate_detector(
-        detector, dataset, batch_size=config.batch_size, resize=config.resize, max_images=config.max_evaluation_images
+        detector,
+        dataset,
+        batch_size=config.batch_size,
+        resize=config.resize,
+        max_images=config.max_evaluation_images,
+        partial=output / "evaluation.partial.jsonl",
     )
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
     voc = "" if metrics.voc is None else f"  VOC mAP {metrics.voc.mean:.3f}"

@@ -3,8 +3,8 @@
     LD_PRELOAD=faulty_files.so python tests/kill_runs.py --kills 500        as test_faulty_files.py starts it
 
 A fork server: this process imports and warms up everything once, and each life of a run is a child of it. Four kinds of
-kill: SIGKILL at a random moment; SIGKILL at a random file operation (native/faulty_files.c), so that saves, rotations and
-metrics are hit more often than by their share of time; SIGKILL of a loader worker; SIGTERM. Prints one JSON object.
+kill: SIGKILL at a random moment; SIGKILL at a random file operation (native/faulty_files.c), so that saves and removals
+are hit more often than by their share of time; SIGKILL of a loader worker; SIGTERM. Prints one JSON object.
 """
 
 import argparse

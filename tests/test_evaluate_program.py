@@ -13,6 +13,7 @@ from models.config import MaskRCNNConfig
 from models.data import CocoDataset
 from models.detections import Detections
 from models.evaluate import evaluate_detector, save_comparison
+from models.files import make_folder
 from models.images import read_image
 from models.progress import Progress
 
@@ -120,6 +121,61 @@ def test_half_computes_in_16_bits_where_that_is_asked(data, half, monkeypatch):
     metrics = evaluate_detector(TellsThePrecision(), CocoDataset(data, "val", semantic="no"), batch_size=3, half=half)
     assert set(precisions) == {torch.bfloat16 if half else torch.float32}
     assert (metrics.box.ap, metrics.mask.ap) == (ONE, ONE)
+
+
+class Stops(KnowsTheAnswers):
+    """The same, for so many batches."""
+
+    def __init__(self, batches: int):
+        super().__init__()
+        self.batches = batches
+
+    def forward(self, images, image_sizes):
+        if not self.batches:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        return super().forward(images, image_sizes)
+
+
+def interrupted(dataset, path, batches: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_detector(Stops(batches), dataset, 1, partial=path)
+
+
+def test_an_interrupted_evaluation_goes_on(data, tmp_path):
+    dataset = CocoDataset(data, "val", semantic="no")
+    path = tmp_path / "partial.jsonl"
+    whole = evaluate_detector(KnowsTheAnswers(), dataset, 1, results_folder=make_folder(tmp_path / "whole"))
+    interrupted(dataset, path, batches=1)
+    interrupted(dataset, path, batches=1)
+    rest = Stops(1)
+    metrics = evaluate_detector(rest, dataset, 1, results_folder=make_folder(tmp_path / "rest"), partial=path)
+    assert rest.batches == 0, "three images, of which two had been done"
+    assert (metrics.box, metrics.mask, metrics.images) == (whole.box, whole.mask, 3)
+    for name in ("detections.bbox.json", "detections.segm.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "rest" / name).read_bytes()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-3], lambda text: text[:-9] + "7" + text[-8:]])
+def test_what_a_crash_has_damaged_is_computed_again(data, tmp_path, damage):
+    dataset = CocoDataset(data, "val", semantic="no")
+    path = tmp_path / "partial.jsonl"
+    interrupted(dataset, path, batches=2)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_detector(Stops(1), dataset, 1, partial=path)
+    assert evaluate_detector(Stops(1), dataset, 1, partial=path).box.ap == ONE
+
+
+def test_another_evaluation_begins_anew(data, tmp_path):
+    dataset = CocoDataset(data, "val", semantic="no")
+    path = tmp_path / "partial.jsonl"
+    interrupted(dataset, path, batches=2)
+    other = Stops(3)
+    other.unused.data += 1
+    assert evaluate_detector(other, dataset, 1, partial=path).images == 3
+    assert other.batches == 0
 
 
 def test_a_comparison_shows_ground_truth_beside_detections(data, tmp_path):
