@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,14 @@ from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in 
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, progress, training  # noqa: F401
+from models.command_line import _machine_fault
 
 KILL_BEFORE, KILL_AFTER = 1, 2
 KINDS = {"SIGKILL": 0.44, "SIGKILL at a file operation": 0.44, "SIGKILL of a worker": 0.04, "SIGTERM": 0.08}
 """With the share of each. Lives with workers cost ten times as much as others."""
+ENDINGS = {"SIGKILL of a worker": {4, 99}, "SIGTERM": {128 + signal.SIGTERM, -signal.SIGTERM}}
+"""Exit codes that these may have; -15 before the run listens to signals; 99: an exception that has no message of ours,
+which a dead worker now and then ends in."""
 OPERATIONS = 40
 """File operations of a life at one of which it may be killed: two saves and what is before them."""
 
@@ -52,10 +57,12 @@ def live(config, prepare) -> int:
         code = 0
     except KeyboardInterrupt as stop:
         code = getattr(stop, "exit_code", 130)
-    except RuntimeError as error:
-        code = 5 if "DataLoader worker" in str(error) else 98
-        if code == 98:
-            raise
+    except Exception as error:
+        # As `models.command_line.run` would end it.
+        fault = _machine_fault(error)
+        code = 99 if fault is None else fault.exit_code
+        if fault is None:
+            traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -111,7 +118,7 @@ def main() -> None:
         if kind == "SIGTERM":
             slowest = max(slowest, time.monotonic() - sent)
         codes[status] += 1
-        allowed = {0, -signal.SIGKILL, 5} | ({128 + signal.SIGTERM, -signal.SIGTERM} if kind == "SIGTERM" else set())
+        allowed = {0, -signal.SIGKILL} | ENDINGS.get(kind, set())
         if status not in allowed:
             wrong.append(f"{kind}: a life ended with {status}")
         if status != 0:
