@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -34,6 +35,8 @@ REQUIRED = {
     "annotations": dict.fromkeys(("id", "image_id", "category_id", "bbox")).keys(),
     "categories": dict.fromkeys(("id", "name")).keys(),
 }
+
+KEYS_OF = itemgetter("id", "image_id", "category_id")
 
 EXPORT = "export the data set as COCO instances (images, annotations, categories)"
 
@@ -148,13 +151,21 @@ class _Objects:
 
     def add(self, annotations: list) -> None:
         """Raises DataError for one that cannot be right."""
+        row_of, label_of, seen = self._row_of, self._label_of, self._seen
         for annotation in annotations:
-            self._check_keys(annotation)
-            self._seen.add(annotation["id"])
-            row = self._row_of[annotation["image_id"]]
+            try:
+                identity, image_id, category = KEYS_OF(annotation)
+                known = image_id in row_of and category in label_of and identity not in seen and "bbox" in annotation
+                good = known and type(identity) is type(image_id) is type(category) is int and abs(identity) < 2**63
+            except (KeyError, TypeError):
+                good = False
+            if not good:
+                self._refuse(annotation)
+            seen.add(identity)
+            row = row_of[image_id]
             self.annotated[row] = True
             try:
-                self._add(annotation, row)
+                self._add(annotation, row, label_of[category])
             except MalformedAnnotation as error:
                 raise self._malformed(annotation, error) from error
         if not self._boxes_only and self.segmentations.pack_block() > LARGEST_COORDINATE:
@@ -165,7 +176,7 @@ class _Objects:
                 except MalformedAnnotation as error:
                     raise self._malformed(annotation, error) from error
 
-    def _add(self, annotation: dict, row: int) -> None:
+    def _add(self, annotation: dict, row: int, label: int) -> None:
         usable = _usable(annotation, *self._sizes[row], self._boxes_only)
         if isinstance(usable, str):
             self.left_out[usable] += 1
@@ -179,15 +190,15 @@ class _Objects:
                 raise
         self.ids.append(annotation["id"])
         self.rows.append(row)
-        self.labels.append(self._label_of[annotation["category_id"]])
+        self.labels.append(label)
         self.boxes.extend(box)
 
     def _malformed(self, annotation: dict, error: MalformedAnnotation) -> DataError:
         where = f"{self._path}, annotation {annotation['id']}"
         return DataError("an annotation is malformed", where=where, why=str(error), fix=_fix("segmentation"))
 
-    def _check_keys(self, annotation: object) -> None:
-        """An annotation needs an id of its own, and an image and a category that the file lists."""
+    def _refuse(self, annotation: object) -> None:
+        """Of an annotation without an id of its own, or an image and a category that the file lists: says which."""
         missing = _missing_keys(annotation, "annotations")
         if missing:
             raise _not_coco(f"entry {len(self._seen)} of 'annotations' lacks {missing}", self._path)
