@@ -155,15 +155,15 @@ def detect(detector, images, size, family):
     found = best(boxes, logits.double().softmax(dim=1).numpy()[:, :-1], config)
     boxes, labels = np.array([box for _, box, _ in found]), [label for _, _, label in found]
     roi_features = pool(features, boxes, 14, family, config.finest_size, semantic)
+    classes = torch.tensor(labels)
     if detector.arch == "mask_rcnn":
-        masks = detector.mask_head(roi_features).sigmoid()
+        masks = detector.mask_head(roi_features, classes).sigmoid()
     else:
         masks, flow = 0, None
         for head in detector.mask_heads:
             flow = head.features(roi_features, flow)
-            masks = masks + head.mask_logits(flow).sigmoid() / len(detector.mask_heads)
-    scores = np.array([score for score, _, _ in found])
-    return boxes, scores, np.array(labels), masks[torch.arange(len(labels)), labels].numpy()
+            masks = masks + head.mask_logits(flow, classes).sigmoid() / len(detector.mask_heads)
+    return boxes, np.array([score for score, _, _ in found]), np.array(labels), masks.numpy()
 
 
 def paste(mask, box, size, family):

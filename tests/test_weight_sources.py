@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from weight_files import (
     mmdetection_state,
     to_authors,
@@ -356,6 +357,17 @@ def test_a_paddle_file_arrives_bit_by_bit(tmp_path, protocol, pairs):
     contents = read_contents(path)
     assert list(contents.left_out) == ["StructuredToParameterName@@"]
     same(translate(contents.state, "file").state, translate(without_counters(state), "file").state)
+
+
+def test_safetensors_whose_header_length_looks_like_a_pickle(tmp_path):
+    """The file begins with that length, and a pickle with 0x80."""
+    path = tmp_path / "a.safetensors"
+    for length in range(0, 256, 8):
+        save_file({"a": torch.arange(3.0)}, path, {"text": "x" * length})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert read_contents(path).state["a"].tolist() == [0, 1, 2]
 
 
 def test_a_paddle_file_that_numpy_wrote_in_fortran_order(tmp_path):

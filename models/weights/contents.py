@@ -43,14 +43,16 @@ def read_contents(path: str | os.PathLike) -> Contents:
             start = file.read(32)
     except OSError as error:
         raise MachineError("the weights file cannot be opened", where=path, why=error.strerror) from error
+    # A safetensors file begins with the length of its header, any byte of which may look like the start of a pickle.
+    header_fits = int.from_bytes(start[:8], "little") + 8 <= os.path.getsize(path)
     try:
+        if start[8:9] == b"{" and header_fits:
+            return _from_safetensors(path)
         if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and LEGACY_MAGIC_BYTES in start):
             return _from_torch(path)
         if start[:1] == b"\x80":
             state, left_out = read_paddle_file(path)
             return Contents(path, state, left_out)
-        if start[8:9] == b"{":
-            return _from_safetensors(path)
     except PickleFault as fault:
         raise DataError(
             "this weights file holds more than weights, or is damaged",
