@@ -105,10 +105,13 @@ class MetricsLog:
             self._board = SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a line {"step": ..., **values}, which has left the process on return. NaN and infinity become null."""
+        """Adds a line {"step": ..., "time": ..., **values}, which has left the process on return.
+
+        The time is in seconds since 1970. NaN and infinity become null.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with explained(self.path):
-            self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | finite, allow_nan=False) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in values.items():

@@ -6,14 +6,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-
-import cascadeops
 
 from .checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, prune, write_checkpoint
 from .classes import check_same_classes
@@ -23,6 +20,7 @@ from .files import write_json
 from .loss_window import LossWindow
 from .recipes import TrainConfig
 from .run_folder import owned_folder
+from .sessions import versions
 
 MOST_FAILED_SAVES = 3
 """In a row; a run that can no longer save is told to stop."""
@@ -143,7 +141,7 @@ class RunFolder:
             raise DataError("the checkpoint lacks parts", where=self.checkpoints, why=", ".join(sorted(missing)))
         check_same_settings(checkpoint.facts["config"], self._config, self.checkpoints)
         self._check_data(checkpoint)
-        for name, version in _versions().items():
+        for name, version in versions().items():
             before = checkpoint.facts["versions"].get(name)
             if before != version:
                 self._tell(f"{name} was {before} and is {version} now: the last digits of results may differ")
@@ -163,7 +161,7 @@ class RunFolder:
         if step == self._saved_step:
             return
         tensors, facts = state.capture()
-        facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": _versions()}
+        facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": versions()}
         try:
             write_checkpoint(self.checkpoints, step, tensors, facts)
             self._saved_step, self._failed = step, 0
@@ -200,7 +198,3 @@ def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None
     torch.set_rng_state(state["random/0/cpu"])
     if device.type == "cuda" and "random/0/cuda" in state:
         torch.cuda.set_rng_state(state["random/0/cuda"], device)
-
-
-def _versions() -> dict[str, str]:
-    return {"cascadeops": cascadeops.__version__, "torch": torch.__version__, "python": platform.python_version()}

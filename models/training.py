@@ -30,6 +30,7 @@ from .recipes import TrainConfig
 from .recomputation import recompute_activations
 from .replay import check_finite
 from .resume import RunFolder, TrainingState, random_state
+from .sessions import note_session
 
 
 def train(config: TrainConfig, train_set: PythonData | None = None, val_set: PythonData | None = None) -> None:
@@ -88,6 +89,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         if run.checkpoint is not None:
             state.restore(run.checkpoint)
         log = MetricsLog(output, resume_step=iteration if config.resume else None)
+        note_session(output, device, iteration)
         bad_images = BadImages(output, len(train_set), progress.print)
         describe_run(config, detector, train_set, val_set, device, total, iteration)
         while True:
@@ -275,6 +277,7 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
         batch_size=config.batch_size,
         resize=config.resize,
         max_images=config.max_evaluation_images,
+        results_folder=output,  # what models.report looks at
         partial=output / "evaluation.partial.jsonl",
     )
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"

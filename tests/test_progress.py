@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,14 @@ from models.progress import MetricsLog, Progress
 
 def console(terminal: bool) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=120, highlight=False, color_system=None)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_time(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def test_plain_lines_where_there_is_no_terminal():
@@ -53,14 +63,14 @@ def test_a_bar_on_a_terminal():
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
     log = MetricsLog(tmp_path)
+    before = time.time()
     log.write(1, {"loss": 0.5})
-    assert (
-        tmp_path / "metrics.jsonl"
-    ).read_text() == '{"step": 1, "loss": 0.5}\n'  # already there, not only at the end
+    first = read(tmp_path / "metrics.jsonl")  # already there, not only at the end
+    assert before - 0.001 <= first[0].pop("time") <= time.time() + 0.001
+    assert first == [{"step": 1, "loss": 0.5}]
     log.write(2, {"loss": math.nan, "rate": math.inf})
     log.close()
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[1]) == {"step": 2, "loss": None, "rate": None}
+    assert without_time(read(tmp_path / "metrics.jsonl"))[1] == {"step": 2, "loss": None, "rate": None}
 
 
 def test_a_resumed_log_reads_as_if_the_run_had_never_stopped(tmp_path):
@@ -73,7 +83,7 @@ def test_a_resumed_log_reads_as_if_the_run_had_never_stopped(tmp_path):
     log = MetricsLog(tmp_path, resume_step=20)
     log.write(30, {"loss": 2.0})
     log.close()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = without_time(read(tmp_path / "metrics.jsonl"))
     assert lines == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 1.0}, {"step": 30, "loss": 2.0}]
 
 
