@@ -1,0 +1,187 @@
+"""Evidence that the detectors learn: each is trained several times with one budget, and scored on the same pictures.
+
+    python -m benchmarks.learning                              trains what is not in benchmarks/learning.json yet
+    python -m benchmarks.learning --rewrite docs/learning.md   no training: the page's marked table, in place
+
+A run is one process `python -m models.train` on one core, on the embedded data set as it is drawn by default. Its score
+and its processor time go into the results file as soon as it has ended; started again, the program goes on behind the
+last of them. The file belongs to one commit and one budget, and holds whatever came out.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from benchmarks.conftest import processor
+from benchmarks.report import markdown
+from models.files import atomic_write
+
+STORED = Path(__file__).parent / "learning.json"
+ROOT = Path(__file__).parent.parent
+SEEDS = 0, 1, 2
+STEPS = 400
+BATCH = 4
+"""Images in a step: with 400 steps, 1,600 of the 2,000 training pictures are seen, each once."""
+BUDGET = [
+    f"--batch-size={BATCH}",
+    "--epochs=1",
+    f"--max-iterations={STEPS}",
+    "--warmup-iterations=50",
+    "--decay-epochs=0.64,0.76",
+    "--evaluate-every=0",
+    "--detector.channels=32",
+    "--detector.box-channels=128",
+]
+"""What all rows share, beside the preset `small`: pyramids and heads of half its width, so that a run takes minutes."""
+
+_PAIR = ["--arch=mask_rcnn", "--detector.backbone.layers=2,2,2,2"]
+ROWS = {
+    "Mask R-CNN": ["--arch=mask_rcnn"],
+    "Cascade Mask R-CNN": ["--arch=cascade_mask_rcnn"],
+    "HTC, without semantics": ["--arch=htc", "--semantic=no"],
+    "HTC": ["--arch=htc", "--semantic=yes"],
+    "SCNet, without semantics": ["--arch=scnet", "--semantic=no"],
+    "SCNet": ["--arch=scnet", "--semantic=yes"],
+    "Mask R-CNN, plain bottlenecks": [*_PAIR, "--detector.backbone.block=bottleneck"],
+    "Mask R-CNN, self-calibrated bottlenecks": [
+        *_PAIR,
+        "--detector.backbone.block=self_calibrated",
+        "--detector.backbone.base-width=32",
+    ],
+}
+"""Options of each row. Backbones: resnet18_narrow; in the last two rows, bottlenecks of its depth and width."""
+
+
+def train_all(path: Path, train: Callable[[list[str]], dict]) -> None:
+    """Trains every row with every seed that the results file `path` does not have.
+
+    Args:
+        path: created if it is missing.
+        train: options of models.train -> what is kept of the run.
+
+    Raises:
+        SystemExit: the tree has changes that are not committed, or the file is of another commit or budget.
+    """
+    commit = _git("describe", "--always")
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{STORED.relative_to(ROOT)}"):
+        raise SystemExit("learning: commit first, so that the results name what was measured")
+    facts = {
+        "commit": commit,
+        "torch": torch.__version__,
+        "processor": processor(),
+        "month": datetime.now(timezone.utc).strftime("%Y-%m"),
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "budget": BUDGET,
+        "rows": ROWS,
+    }
+    document = json.loads(path.read_text()) if path.exists() else facts | {"runs": []}
+    if other := [name for name in facts if name != "month" and document[name] != facts[name]]:
+        raise SystemExit(f"learning: {path} is of another {', '.join(other)}; move it away to start anew")
+    done = {(run["row"], run["seed"]) for run in document["runs"]}
+    for seed in SEEDS:  # so that what there is after an interruption has as many runs of each row
+        for row, options in ROWS.items():
+            if (row, seed) in done:
+                continue
+            run = train([*options, *BUDGET, f"--seed={seed}"])
+            document["runs"].append({"row": row, "seed": seed} | run)
+            with atomic_write(path, "w") as file:
+                json.dump(document, file, indent=1)
+            print(f"{row}, seed {seed}: box AP {run['box_ap']:.3f}, mask AP {run['mask_ap']:.3f}", flush=True)
+
+
+def train_once(options: list[str]) -> dict:
+    """One run in a process of its own: {"box_ap", "mask_ap", "seconds" (clock), "cpu_seconds", "parameters"}."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "models.train", *options, f"--output={folder}"]
+        start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if done.returncode != 0:
+            raise SystemExit(f"learning: {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    (score,) = (line for line in lines if "images" in line)
+    assert score["step"] == STEPS
+    return {
+        "box_ap": score["box_ap"],
+        "mask_ap": score["mask_ap"],
+        "loss": lines[-2]["loss"],
+        "images": score["images"],
+        "seconds": round(time.monotonic() - start, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "millions": float(re.search(r"([\d.]+) M parameters", done.stdout)[1]),
+    }
+
+
+def table(document: dict) -> str:
+    """Of each row the mean over the seeds and the lowest and highest; the best mean of a column is bold."""
+    runs = {row: [run for run in document["runs"] if run["row"] == row] for row in document["rows"]}
+    missing = [row for row, found in runs.items() if sorted(run["seed"] for run in found) != list(SEEDS)]
+    if missing:
+        raise SystemExit(f"learning: not trained with every seed yet: {', '.join(missing)}")
+    best = {name: max(_mean(found, name) for found in runs.values()) for name in ("box_ap", "mask_ap")}
+    lines = []
+    for row, found in runs.items():
+        cells = [row, f"{found[0]['millions']:.1f} M"]
+        for name in best:
+            mean = _mean(found, name)
+            text = f"**{mean:.3f}**" if mean == best[name] else f"{mean:.3f}"
+            values = [run[name] for run in found]
+            cells += [text, f"{min(values):.3f} to {max(values):.3f}"]
+        lines.append([*cells, f"{_mean(found, 'cpu_seconds'):.0f} s"])
+    header = ["detector", "parameters", "box AP: mean", "lowest to highest", "mask AP: mean", "lowest to highest"]
+    about = (
+        f"{document['steps']} steps of {document['batch_size']} images, seeds {', '.join(map(str, SEEDS))}; AP on "
+        f"{document['runs'][0]['images']} validation images. {document['processor']}, one core a run; "
+        f"torch {document['torch']}; commit {document['commit']}; {document['month']}."
+    )
+    return f"{about}\n\n{markdown([*header, 'time of a core'], lines)}"
+
+
+def _mean(runs: list[dict], name: str) -> float:
+    return sum(run[name] for run in runs) / len(runs)
+
+
+SECTION = re.compile(r"(<!-- learning: table -->\n).*?(<!-- /learning -->)", re.DOTALL)
+
+
+def rewritten(text: str, document: dict) -> str:
+    """`text` with its marked table made anew. SystemExit if it has no marks."""
+    if not SECTION.search(text):
+        raise SystemExit("learning: no section between <!-- learning: table --> and <!-- /learning -->")
+    return SECTION.sub(lambda match: f"{match[1]}\n{table(document)}\n\n{match[2]}", text)
+
+
+def _git(*command: str) -> str:
+    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=STORED, metavar="FILE.json")
+    parser.add_argument("--rewrite", type=Path, metavar="FILE.md", help="a page with marks; nothing is trained")
+    options = parser.parse_args(arguments)
+    if options.rewrite:
+        text = rewritten(options.rewrite.read_text(), json.loads(options.results.read_text()))
+        options.rewrite.write_text(text)
+    else:
+        train_all(options.results, train_once)
+
+
+if __name__ == "__main__":
+    main()
