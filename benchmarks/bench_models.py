@@ -18,8 +18,8 @@ from benchmarks.detector_peers import PEERS, definitions
 from benchmarks.memory_prediction import DTYPES, predict
 from models.folding import folded
 from models.inference import unpack_detections
+from models.optimization import make_optimizer
 from models.published_rows import PUBLISHED_ROWS
-from models.training import make_optimizer
 
 MASK_RCNN = "mask_rcnn_r50_fpn_2x_coco"
 CPU_ROWS = "scnet_r50_fpn_1x_coco", "htc_r50_fpn_1x_coco", MASK_RCNN

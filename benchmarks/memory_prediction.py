@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.detector_cases import IMAGE_SIZE, row_detector, training_batch, training_step
+from models.optimization import make_optimizer
 from models.published_rows import PUBLISHED_ROWS
 from models.recipes import TrainConfig
 from models.recomputation import recompute_activations
-from models.training import make_optimizer
 
 STORED = Path(__file__).parent / "predicted_memory.json"
 GRANULE = 512

@@ -1,8 +1,7 @@
 """From a dataclass to a command line, in one layer over tyro: the fields are the options, their docstrings the help.
 
-Accepted alike: `--learning-rate 0.01`, `--learning-rate=0.01`, `learning_rate=0.01`; nested fields as
-`--data.workers 4`; several values as `--resize 800 1333` or `resize=800,1333`; switches as `--amp`,
-`--no-amp`, `amp=false`.
+Accepted alike: `--batch-size 8`, `--batch-size=8`, `batch_size=8`; nested fields as `--optimizer.lr 0.01`; several
+values as `--resize 800 1333` or `resize=800,1333`; switches as `--amp`, `--no-amp`, `amp=false`.
 
 Exit codes: 0 done, 2 usage, 3 data, 4 environment, 130 interrupted (by another signal: 128 + its number).
 Nothing here imports torch, so `--help` is quick.

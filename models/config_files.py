@@ -34,15 +34,19 @@ def as_json(config: TrainConfig) -> dict:
 def settings(config: TrainConfig) -> list[str]:
     """Every field with its value, for a person: ["arch=scnet", "detector.rpn.top_k=1000", ...]."""
 
-    def unfold(values: dict, prefix: str):
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from unfold(value, f"{prefix}{name}.")
-            else:
-                text = json.dumps(value).replace('"', "") if isinstance(value, list) else value
-                yield f"{prefix}{name}={text}"
+    texts = {
+        name: json.dumps(value).replace('"', "") if isinstance(value, list) else value
+        for name, value in _unfolded(as_json(config)).items()
+    }
+    return [f"{name}={text}" for name, text in texts.items()]
 
-    return list(unfold(as_json(config), ""))
+
+def _unfolded(values: dict, prefix: str = "") -> dict[str, object]:
+    """{"arch": "scnet", "optimizer.lr": 0.02, ...}"""
+    found = {}
+    for name, value in values.items():
+        found |= _unfolded(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -124,7 +128,7 @@ def _value(kind: object, value: object, name: str):
 
 def check_same_settings(before: dict, config: TrainConfig, where: Path) -> None:
     """UsageError, with the differences, if a run that began with the settings `before` is to go on with others."""
-    now = as_json(config)
+    now, before = _unfolded(as_json(config)), _unfolded(before)
     differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
     if differing:
         raise UsageError(
@@ -152,5 +156,6 @@ MAY_CHANGE = {
     "on_bad_image",
     "max_evaluation_images",
     "checkpoint_activations",
+    "rank_timeout",
 }
 """Settings that do not change what a step computes, so that a resumed run may have others."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is
 
     from .coco_evaluation import Metrics
     from .data import AnnotatedImages
+    from .distributed import World
     from .progress import Progress
     from .tta import Views
 
@@ -93,7 +94,8 @@ def evaluate_detector(
     tta: Views | None = None,
     half: bool = False,
     partial: Path | None = None,
-) -> Metrics:
+    world: World | None = None,
+) -> Metrics | None:
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
     Args:
@@ -106,6 +108,7 @@ def evaluate_detector(
         half: compute in 16 bits, as in `Predictor`.
         partial: a file that the results are kept in while it lasts; where it holds some of the same evaluation, which
             was interrupted, they are not computed again.
+        world: processes that share the images; the result is the main one's, and None in the others.
     """
     import torch
 
@@ -113,20 +116,24 @@ def evaluate_detector(
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
     from .devices import half_dtype
+    from .distributed import World, gather
     from .folding import folded
     from .inference import unpack_detections
     from .partial_results import PartialResults
     from .tta import detect_in_views
     from .voc_evaluation import voc_average_precision
 
+    world = world or World()
     device = next(detector.parameters()).device
     dtype = half_dtype(device) if half else torch.float32
     entries: dict[str, list[dict]] = {"bbox": []}
     image_ids: list[int] = []
     times: list[tuple[int, float]] = []  # (images, seconds) of each batch
-    kept = PartialResults(
-        partial, {} if partial is None else _subject(detector, dataset, batch_size, resize, max_images, tta, half)
-    )
+    subject = {}
+    if partial is not None:
+        subject = _subject(detector, dataset, batch_size, resize, max_images, tta, half) | {"of": world.size}
+        partial = partial if world.main else partial.with_name(f"{partial.name}.{world.rank}")
+    kept = PartialResults(partial, subject)
     detector = folded(detector)
     arithmetic = ARITHMETICS[detector.config.arithmetic]
     for batch in kept.batches:
@@ -135,7 +142,7 @@ def evaluate_detector(
         image_ids += batch["image_ids"]
     if kept.batches and progress is not None:
         progress.advance(len(image_ids), speed="continued")
-    loader = evaluation_loader(dataset, batch_size, resize, workers, max_images=max_images)
+    loader = evaluation_loader(dataset, batch_size, resize, workers, world.rank, world.size, max_images=max_images)
     loader.set_epoch(0, start_batch=len(kept.batches))
     for batch in loader:
         start = time.perf_counter()
@@ -158,7 +165,15 @@ def evaluate_detector(
             entries.setdefault(kind, []).extend(new)
         image_ids += batch.image_ids
         if progress is not None:
-            progress.advance(len(results), speed=f"{_images_per_second(times):.1f} images/s")
+            progress.advance(len(results) * world.size, speed=f"{_images_per_second(times) * world.size:.1f} images/s")
+    shares = gather({"entries": entries, "image_ids": image_ids, "speed": _images_per_second(times)})
+    if shares is None:
+        kept.remove()
+        return None
+    for other in shares[1:]:
+        for kind, new in other["entries"].items():
+            entries.setdefault(kind, []).extend(new)
+        image_ids += other["image_ids"]
     if results_folder is not None:
         write_results(results_folder, entries)
     truth = dataset.ground_truth()
@@ -170,7 +185,7 @@ def evaluate_detector(
         box=average_precision(truth, entries["bbox"], "bbox", image_ids),
         mask=average_precision(truth, entries["segm"], "segm", image_ids) if with_masks else None,
         images=len(image_ids),
-        images_per_second=_images_per_second(times),
+        images_per_second=sum(share["speed"] for share in shares),
         voc=voc,
     )
     kept.remove()

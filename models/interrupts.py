@@ -51,11 +51,11 @@ class StopSignals:
         """From here on the first signal is noted in `asked`, for the end of the step."""
         self._at_once = False
 
-    def end_if_asked(self, step: int) -> None:
-        """Raises Interrupted if there was a signal. To be called when `step` has been saved."""
-        if self.asked is not None:
-            name = signal.Signals(self.asked).name
-            raise Interrupted(self.asked, f"stopped by {name} after step {step}, which is saved: --resume goes on")
+    def end(self, step: int) -> None:
+        """Raises Interrupted, for a signal here or in another process of the job. To be called when `step` is saved."""
+        self.asked = self.asked or signal.SIGTERM
+        name = signal.Signals(self.asked).name
+        raise Interrupted(self.asked, f"stopped by {name} after step {step}, which is saved: --resume goes on")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker process: the one that it works for decides

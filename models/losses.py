@@ -6,6 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .distributed import number_of_ranks, sum_over_ranks
+
+
+def normaliser(count: Tensor) -> Tensor:
+    """What a sum of losses is divided by: how many there are, at least 1.
+
+    Where several processes train together it is the mean of their counts, so that the mean of their losses is the loss
+    of one process with all their images. (mmdetection divides by each process's own count.)
+    """
+    return sum_over_ranks(count).clamp(min=1) / number_of_ranks()
+
 
 def box_loss(deltas: Tensor, targets: Tensor, positive: Tensor, num_samples: Tensor, beta: float) -> Tensor:
     """Smooth L1 (Fast R-CNN, equation 3) over the positives [R], summed over rows and coordinates / samples.
@@ -37,7 +48,7 @@ def mask_loss(mask_logits: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
         mask_logits: [R, M, M]; targets: [R, M, M] in {0, 1}; positive: [R] bool.
     """
     loss = F.binary_cross_entropy_with_logits(mask_logits, targets.float(), reduction="none").mean(dim=(1, 2))
-    return (loss * positive).sum() / positive.sum().clamp(min=1)
+    return (loss * positive).sum() / normaliser(positive.sum())
 
 
 def semantic_loss(logits: Tensor, labels: Tensor, mean: str) -> Tensor:
@@ -48,7 +59,7 @@ def semantic_loss(logits: Tensor, labels: Tensor, mean: str) -> Tensor:
     """
     labels = labels.long()
     loss = F.cross_entropy(logits.float(), labels, ignore_index=255, reduction="sum")
-    return loss / (labels.numel() if mean == "all" else (labels != 255).sum().clamp(min=1))
+    return loss / (labels.numel() if mean == "all" else normaliser((labels != 255).sum()))
 
 
 def image_label_loss(logits: Tensor, gt_labels: Tensor, gt_valid: Tensor) -> Tensor:

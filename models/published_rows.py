@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .config import DETECTOR_CONFIGS, MaskRCNNConfig, RPNConfig
 from .config_backbones import BACKBONES, as_maskrcnn_benchmark, with_deformable
-from .recipes import TrainConfig, presets
+from .recipes import OptimizerConfig, TrainConfig, presets
 
 SCHEDULES = {"1x": (12, (8, 11)), "20e": (20, (16, 19)), "2x": (24, (16, 22))}
 """mmdetection's: epochs, and after which of them the learning rate falls to a tenth."""
@@ -71,8 +71,7 @@ def _benchmark_row(name: str, backbone: str, box_ap: float, mask_ap: float) -> P
         max_iterations=180_000,
         decay_epochs=(120_000 / steps_per_epoch, 160_000 / steps_per_epoch),
         warmup_start=1 / 3,
-        bias_learning_rate=2.0,
-        bias_weight_decay=0.0,
+        optimizer=OptimizerConfig(bias_lr=2.0, bias_weight_decay=0.0),
         detector=detector,
     )
     note = "boxes here have no +1, and RoIAlign is aligned and adaptive: maskrcnn-benchmark's differ"

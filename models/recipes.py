@@ -11,6 +11,26 @@ from .config_backbones import BACKBONES
 
 
 @dataclass(frozen=True)
+class OptimizerConfig:
+    """Stochastic gradient descent with momentum, as all published recipes have it."""
+
+    lr: float = 0.02
+    """Learning rate, for a step of --batch-size images."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    bias_lr: float = 1.0
+    """Biases learn at this multiple of the rate (maskrcnn-benchmark: 2)."""
+    bias_weight_decay: float | None = None
+    """Weight decay of biases (maskrcnn-benchmark: 0); None: as all parameters'."""
+    clip_gradient_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped (the norm is reported all the same)."""
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train an instance-segmentation detector; --arch decides which --detector options there are.
 
@@ -38,22 +58,23 @@ class TrainConfig:
     """Start the backbone from these ImageNet weights (torchvision's names)."""
     epochs: int = 12
     batch_size: int = 16
-    """Images per step and process."""
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    bias_learning_rate: float = 1.0
-    """Biases learn at this multiple of the rate (maskrcnn-benchmark: 2)."""
-    bias_weight_decay: float | None = None
-    """Weight decay of biases (maskrcnn-benchmark: 0); None: as all parameters'."""
+    """Images per step, over all processes of the job."""
+    accumulate: int = 1
+    """Parts that each process takes its images of a step in, one after the other: the memory is that of one part."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How the weights are changed."""
+    auto_scale_lr: bool = False
+    """Multiply --optimizer.lr by --batch-size / --base-batch-size (linear scaling)."""
+    base_batch_size: int = 16
+    """Images per step that --optimizer.lr is meant for."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, which is then what is evaluated and written: 0.9998, say; 0: none."""
     warmup_iterations: int = 500
     """Steps over which the learning rate rises linearly."""
     warmup_start: float = 0.001
     """Share of the learning rate that the rise begins with (maskrcnn-benchmark: a third)."""
     decay_epochs: tuple[float, ...] = (8, 11)
     """The learning rate is multiplied by 0.1 after each of these epochs."""
-    clip_gradient_norm: float = 0.0
-    """Largest norm of the gradient; 0: not clipped (the norm is reported all the same)."""
     resize: tuple[int, int] | None = (800, 1333)
     """Largest (short, long) side in pixels; None: images as they are."""
     short_sides: tuple[int, int] | None = None
@@ -76,10 +97,14 @@ class TrainConfig:
     checkpoint_activations: bool = False
     """Less memory, slower: the backward pass computes anew what is within backbone blocks, mask heads and the semantic
     branch. Not with norms that learn their statistics (batch, sync_batch)."""
+    compress_gradients: bool = False
+    """Several processes: gradients travel in bfloat16, half the bytes."""
+    rank_timeout: float = 600.0
+    """Several processes: seconds that one may keep the others waiting before the job ends."""
     device: str = "auto"
-    """cpu, cuda, cuda:1; auto takes CUDA where it is."""
+    """cpu, cuda, cuda:1; auto takes CUDA where it is, each process of a job a GPU of its own."""
     workers: int = 2
-    """Processes that read and prepare images; 0: the training process itself."""
+    """Processes that read and prepare images, for each that trains; 0: the training process itself."""
     seed: int = 0
     max_iterations: int | None = None
     """Stop after this many steps in all (the schedule is not shortened)."""
@@ -104,14 +129,16 @@ class TrainConfig:
     """The architecture. Numbers of classes are taken from the data."""
 
     def __post_init__(self):
-        least = {"epochs": 1, "batch_size": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
-        for name, value in (least | {"checkpoint_every_steps": 0}).items():
+        ones = ("epochs", "batch_size", "accumulate", "base_batch_size", "log_every", "checkpoint_every")
+        for name, value in (dict.fromkeys((*ones, "keep_checkpoints"), 1) | {"checkpoint_every_steps": 0}).items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.short_sides is not None and not 0 < self.short_sides[0] <= self.short_sides[1]:
             raise ValueError(f"short_sides must be (least, most) pixels above 0, got {self.short_sides}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.rank_timeout <= 0:
+            raise ValueError(f"rank_timeout must be positive, got {self.rank_timeout}")
         if type(self.detector) is not DETECTOR_CONFIGS[self.arch]:
             raise ValueError(f"arch {self.arch} needs a detector of {DETECTOR_CONFIGS[self.arch].__name__}")
         if self.semantic == "yes" and not hasattr(self.detector, "semantic"):
@@ -130,10 +157,10 @@ def small(arch: str) -> TrainConfig:
         output=Path(f"runs/{arch}-small"),
         epochs=5,
         batch_size=8,
-        learning_rate=0.03,
+        base_batch_size=8,
+        optimizer=OptimizerConfig(lr=0.03, clip_gradient_norm=10.0),
         warmup_iterations=100,
         decay_epochs=(3.8, 4.6),
-        clip_gradient_norm=10.0,
         resize=None,
         amp="auto",
         workers=0,

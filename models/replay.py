@@ -6,6 +6,7 @@ python -m models.replay runs/mine/replay/step-00001234
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is
     from torch import Tensor
 
     from .data.batch import Batch
+    from .distributed import World
     from .recipes import TrainConfig
 
 EXAMPLES = ("{program} runs/mine/replay/step-00001234", "{program} FOLDER --device cpu")
@@ -40,46 +42,71 @@ class Replay:
 def check_finite(
     config: TrainConfig,
     output: Path,
+    world: World,
     step: int,
     values: dict[str, Tensor],
+    own: dict[str, Tensor],
     detector: torch.nn.Module,
-    batch: Batch,
-    random: dict[str, Tensor],
+    parts: Sequence[Batch],
 ) -> None:
-    """DataError if one of `values` is not finite, after writing a replay folder. To be called before the optimiser's
-    step, so that no weight is touched. One wait for the device.
+    """DataError if one of `values` is not finite, after writing a replay folder for each batch that is to blame. To be
+    called before the optimiser's step, so that no weight is touched. One wait for the device.
 
     Args:
         step: the number of the step that is about to be made, from 1.
-        random: the random state from before its forward pass.
+        values: of all processes, so that all of them raise.
+        own: of this process: whether its images are to blame.
+        parts: its batches.
     """
+    bad = _not_finite(values)
+    if not bad:
+        return
+    what = "training has diverged: a loss or the gradient is no longer finite"
+    # Where only the norm of the gradient is at fault, nobody knows whose images it came from.
+    if world.size > 1 and not _not_finite(own) and not bad[0].startswith("gradient_norm"):
+        raise DataError(
+            what, f"step {step}", ", ".join(bad), "see the message of the process whose images it came from"
+        )
+    image_ids = [image_id for batch in parts for image_id in batch.image_ids]
+    rank = f", rank {world.rank}" if world.size > 1 else ""
+    raise DataError(
+        what,
+        where=f"step {step}{rank}, images {image_ids}",
+        why=", ".join(bad),
+        fix=f"{_write_replays(config, output, world, step, bad, detector, parts)};\n"
+        "a smaller --optimizer.lr, longer --warmup-iterations, or --optimizer.clip-gradient-norm 10 may avoid it;\n"
+        "the weights were not touched, and the last checkpoint is intact",
+    )
+
+
+def _not_finite(values: dict[str, Tensor]) -> list[str]:
     import torch
 
     numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()
-    bad = [f"{name} is {number}" for name, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
-    if not bad:
-        return
+    return [f"{name} is {number}" for name, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
+
+
+def _write_replays(config, output: Path, world: World, step: int, bad: list[str], detector, parts) -> str:
+    """A folder for each part of the step: OUTPUT/replay[/rank-1][/part-0]/step-00001234. Gives the command to look."""
     from .checkpoints import write_checkpoint
     from .config_files import as_json
 
-    tensors = {f"detector/{name}": value for name, value in detector.state_dict().items()} | random
-    tensors |= batch_tensors(batch)
-    facts = {"config": as_json(config), "image_ids": batch.image_ids, "found": bad}
-    folder = output / "replay" / f"step-{step:08}"
-    look = f"python -m models.replay {folder}   shows where it comes from"
-    try:
-        if not folder.exists():
-            write_checkpoint(folder.parent, step, tensors, facts)
-    except MachineError as error:
-        look = f"(no replay was written to {folder}: {error.why})"
-    raise DataError(
-        "training has diverged: a loss or the gradient is no longer finite",
-        where=f"step {step}, images {batch.image_ids}",
-        why=", ".join(bad),
-        fix=f"{look};\n"
-        "a smaller --learning-rate, longer --warmup-iterations, or --clip-gradient-norm 10 may avoid it;\n"
-        "the weights were not touched, and the last checkpoint is intact",
-    )
+    weights = {f"detector/{name}": value for name, value in detector.state_dict().items()}
+    place = world.rank * sum(len(batch.image_ids) for batch in parts)
+    parent = output / "replay" / (f"rank-{world.rank}" if world.size > 1 else "")
+    looks = []
+    for index, batch in enumerate(parts):
+        folder = parent / f"part-{index}" if len(parts) > 1 else parent
+        look = f"python -m models.replay {folder / f'step-{step:08}'}   shows where it comes from"
+        facts = {"config": as_json(config), "image_ids": batch.image_ids, "found": bad, "place": place}
+        try:
+            if not (folder / f"step-{step:08}").exists():
+                write_checkpoint(folder, step, weights | batch_tensors(batch), facts)
+        except MachineError as error:
+            look = f"(no replay was written to {folder}: {error.why})"
+        looks.append(look)
+        place += len(batch.image_ids)
+    return "\n".join(looks)
 
 
 def batch_tensors(batch: Batch) -> dict[str, Tensor]:
@@ -105,16 +132,16 @@ def main(options: Replay) -> None:
     from .config_files import config_from_json
     from .data.batch import PackedMasks
     from .devices import choose_amp_dtype, choose_device
-    from .resume import restore_random_state
+    from .matching import luck_of_images
 
     checkpoint = read_checkpoint(options.folder)
     try:
         config = config_from_json(checkpoint.facts["config"])
-        image_ids, found = checkpoint.facts["image_ids"], checkpoint.facts["found"]
+        image_ids, found, place = (checkpoint.facts[name] for name in ("image_ids", "found", "place"))
     except (ValueError, KeyError) as error:
         raise DataError("this is not a replay of a step", where=options.folder, why=error) from error
     device = choose_device(options.device)
-    parts: dict[str, dict[str, Tensor]] = {"detector": {}, "batch": {}, "random": {}}
+    parts: dict[str, dict[str, Tensor]] = {"detector": {}, "batch": {}}
     for name, value in checkpoint.tensors.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = value
@@ -132,9 +159,11 @@ def main(options: Replay) -> None:
     for name, value in detector.named_parameters():
         if not value.isfinite().all():
             print(f"weights: {name} is not finite before the step")
-    restore_random_state(checkpoint.tensors, device)
     amp_dtype = choose_amp_dtype(config.amp, device)
-    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+    with (
+        luck_of_images(config.seed, checkpoint.step, place, len(image_ids), device),
+        torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
+    ):
         losses = detector.losses(
             batch["images"], batch["image_sizes"], batch["gt_boxes"], batch["gt_labels"], masks, batch.get("semantic")
         )

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from .checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, prune, write_checkpoint
 from .classes import check_same_classes
 from .config_files import as_json, check_same_settings
+from .distributed import gather, on_main, rank_of_this_process, share_tensors
 from .errors import DataError, MachineError, UsageError
 from .files import write_json
 from .loss_window import LossWindow
@@ -26,6 +28,8 @@ MOST_FAILED_SAVES = 3
 """In a row; a run that can no longer save is told to stop."""
 PARTS = {"config", "data", "optimizer_groups", "sampler", "scaler", "versions", "window"}
 """That a checkpoint has beside its tensors."""
+STATE = ("detector", "optimizer", "averaged", "random", "window")
+"""What its tensors belong to."""
 
 
 @dataclasses.dataclass
@@ -35,16 +39,26 @@ class TrainingState:
     detector: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    averaged: AveragedModel | None
     window: LossWindow
     device: torch.device
 
+    @property
+    def result(self) -> torch.nn.Module:
+        """The detector that is evaluated and written: with the average of the weights, where there is one."""
+        return self.detector if self.averaged is None else self.averaged.module
+
     def capture(self) -> tuple[dict[str, Tensor], dict]:
-        """(tensors by name, facts that JSON holds)."""
+        """(tensors by name, facts that JSON holds). All processes of a job are needed: each has random numbers."""
         optimizer = self.optimizer.state_dict()
         tensors = {f"detector/{name}": value for name, value in self.detector.state_dict().items()}
         for index, entries in optimizer["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in entries.items() if value is not None}
-        tensors |= random_state(self.device)
+        if self.averaged is not None:
+            tensors |= {f"averaged/{name}": value for name, value in self.averaged.state_dict().items()}
+        for rank, generators in enumerate(gather(_random_state(self.device)) or []):
+            names = {f"random/{rank}/{name}": numbers for name, numbers in generators.items()}
+            tensors |= {name: torch.tensor(numbers, dtype=torch.uint8) for name, numbers in names.items()}
         tensors |= {f"window/{name}": value for name, value in self.window.sums.items()}
         facts = {
             "optimizer_groups": optimizer["param_groups"],
@@ -56,7 +70,7 @@ class TrainingState:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Raises DataError if a part is missing or belongs to something else."""
         _, tensors, facts = checkpoint
-        parts: dict[str, dict[str, Tensor]] = {"detector": {}, "optimizer": {}, "random": {}, "window": {}}
+        parts: dict[str, dict[str, Tensor]] = {part: {} for part in STATE}
         for name, value in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = value
@@ -72,9 +86,11 @@ class TrainingState:
                 entries.setdefault(int(index), {})[entry] = value
             self.optimizer.load_state_dict({"state": entries, "param_groups": facts["optimizer_groups"]})
             self.scaler.load_state_dict(facts["scaler"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(parts["averaged"])
             self.window.sums = {name: value.to(self.device) for name, value in parts["window"].items()}
             self.window.steps = facts["window"]["steps"]
-            restore_random_state(tensors, self.device)
+            _restore_random_state(parts["random"], self.device)
         except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise DataError("the checkpoint lacks a part, or is of something else", why=why) from error
@@ -107,8 +123,17 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         with contextlib.ExitStack() as exits:
-            exits.enter_context(owned_folder(self._folder))
-            self.checkpoint = self._start_or_resume()
+            found: list[Checkpoint] = []
+
+            def own_and_find() -> dict | None:
+                exits.enter_context(owned_folder(self._folder))
+                found.extend(filter(None, [self._start_or_resume()]))
+                return {"step": found[0].step, "facts": found[0].facts} if found else None
+
+            facts = on_main(own_and_find)
+            self.checkpoint = None
+            if facts is not None:
+                self.checkpoint = Checkpoint(tensors=share_tensors(found[0].tensors if found else None), **facts)
             self._exits = exits.pop_all()
         self.first_step = 0 if self.checkpoint is None else self.checkpoint.step
         self._saved_step = self.first_step
@@ -155,6 +180,8 @@ class RunFolder:
             best: the step that scored best so far, whose checkpoint is kept.
             must: raise where the system refuses to write; else the run is told and goes on, three times in a row.
 
+        All processes of a job are needed; the main one writes.
+
         Raises:
             MachineError: it could not be written; earlier checkpoints are intact.
         """
@@ -162,15 +189,24 @@ class RunFolder:
             return
         tensors, facts = state.capture()
         facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": versions()}
-        try:
-            write_checkpoint(self.checkpoints, step, tensors, facts)
-            self._saved_step, self._failed = step, 0
-            prune(self.checkpoints, self._config.keep_checkpoints, best)
-        except MachineError as error:
-            self._failed += 1
-            if must or self._failed == MOST_FAILED_SAVES:
-                raise
-            self._tell(f"step {step}: {error}\n  training goes on; the next checkpoint is tried at its time")
+
+        def write() -> tuple[bool, int]:
+            """(whether it is there now, how many times in a row something was refused)"""
+            written = False
+            try:
+                write_checkpoint(self.checkpoints, step, tensors, facts)
+                written = True
+                prune(self.checkpoints, self._config.keep_checkpoints, best)
+            except MachineError as error:
+                if must or self._failed + 1 == MOST_FAILED_SAVES:
+                    raise
+                self._tell(f"step {step}: {error}\n  training goes on; the next checkpoint is tried at its time")
+                return written, self._failed + 1
+            return written, 0
+
+        written, self._failed = on_main(write)
+        if written:
+            self._saved_step = step
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
         before = checkpoint.facts["data"]
@@ -186,15 +222,18 @@ class RunFolder:
             raise DataError("these are not the data that the run was started with", where=self._where, why=why)
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Torch's generators are all the randomness that there is beside functions of the seed. By rank: 0."""
-    state = {"random/0/cpu": torch.get_rng_state()}
+def _random_state(device: torch.device) -> dict[str, list[int]]:
+    """Torch's generators are all the randomness that there is beside functions of the seed and the step."""
+    state = {"cpu": torch.get_rng_state().tolist()}
     if device.type == "cuda":
-        state["random/0/cuda"] = torch.cuda.get_rng_state(device)
+        state["cuda"] = torch.cuda.get_rng_state(device).tolist()
     return state
 
 
-def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["random/0/cpu"])
-    if device.type == "cuda" and "random/0/cuda" in state:
-        torch.cuda.set_rng_state(state["random/0/cuda"], device)
+def _restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Of this process: state["0/cpu"] belongs to rank 0. A job of more processes than before has new ones."""
+    rank = rank_of_this_process()
+    if f"{rank}/cpu" in state:
+        torch.set_rng_state(state[f"{rank}/cpu"])
+    if device.type == "cuda" and f"{rank}/cuda" in state:
+        torch.cuda.set_rng_state(state[f"{rank}/cuda"], device)

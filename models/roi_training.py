@@ -15,7 +15,7 @@ import cascadeops
 
 from .arithmetic import ARITHMETICS
 from .boxes import boxes_to_rois, decode_boxes, encode_boxes
-from .losses import box_loss, class_loss, mask_loss
+from .losses import box_loss, class_loss, mask_loss, normaliser
 from .matching import IGNORED, sample_matches
 from .padding import used_capacity
 
@@ -68,7 +68,7 @@ def box_head_losses(
     """
     matched = gt_boxes.gather(1, samples.gt_index[..., None].expand(-1, -1, 4))
     targets = encode_boxes(samples.boxes, matched, stds).flatten(0, 1)
-    num_samples, labels = samples.valid.sum().clamp(min=1), samples.labels.flatten()
+    num_samples, labels = normaliser(samples.valid.sum()), samples.labels.flatten()
     deltas = own_class_deltas(deltas, labels)
     return (
         class_loss(class_logits, labels, samples.valid.flatten(), num_samples),

@@ -13,7 +13,7 @@ from .arithmetic import MMDETECTION, Arithmetic
 from .boxes import LAST_PIXEL, constant, decode_boxes, encode_boxes, smaller_than
 from .config import RPNConfig
 from .data.transforms import DIVISOR
-from .losses import box_loss, objectness_loss
+from .losses import box_loss, normaliser, objectness_loss
 from .matching import sample_matches
 
 STDS = (1.0, 1.0, 1.0, 1.0)
@@ -92,7 +92,7 @@ class RPN(nn.Module):
         row = samples.index[..., None].expand(-1, -1, 4)
         gt_row = samples.gt_index[..., None].expand(-1, -1, 4)
         targets = encode_boxes(anchors.gather(1, row), gt_boxes.gather(1, gt_row), STDS)
-        num_samples = samples.valid.sum().clamp(min=1)
+        num_samples = normaliser(samples.valid.sum())
         positive, valid = samples.positive.flatten(), samples.valid.flatten()
         chosen = deltas.gather(1, row).flatten(0, 1)
         return {

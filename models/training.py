@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
+import os
 import resource
 import textwrap
 import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from .bad_images import BadImages
 from .build import build_from_config
@@ -18,23 +20,38 @@ from .classes import check_same_classes
 from .config_files import settings
 from .data import AnnotatedImages, Augmentation, PythonDataset, default_dataset, open_dataset, training_loader
 from .data.python import PythonData
-from .devices import allow_tf32, choose_amp_dtype, choose_device
+from .devices import allow_tf32, choose_amp_dtype
+from .distributed import (
+    World,
+    first_on_its_machine,
+    joined,
+    max_over_ranks,
+    on_main,
+    own_device,
+    share,
+    world_from_environment,
+)
 from .errors import UsageError
 from .evaluate import evaluate_detector, save_comparison
 from .files import make_folder
 from .interrupts import StopSignals
 from .loss_window import LossWindow
-from .out_of_memory import explained_memory
+from .optimization import averaged_weights, learning_rate, make_optimizer, scaled
 from .progress import MetricsLog, Progress, best_step, evaluations
 from .recipes import TrainConfig
 from .recomputation import recompute_activations
-from .replay import check_finite
-from .resume import RunFolder, TrainingState, random_state
+from .resume import RunFolder, TrainingState
 from .sessions import note_session
+from .training_step import TrainingStep
+
+NOBODY = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
+"""What the processes beside the main one show their progress to."""
 
 
 def train(config: TrainConfig, train_set: PythonData | None = None, val_set: PythonData | None = None) -> None:
     """Trains a detector as `config` says and writes weights, metrics and pictures to `config.output`.
+
+    Started by torchrun, all processes of the job train one detector together, and the result is that of one process.
 
     Args:
         train_set, val_set: data sets written in Python (models/data/python.py says what they have to give), instead of
@@ -43,8 +60,19 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
     Raises:
         DataError: the data, the weights or the checkpoint cannot be used. UsageError: the folder holds another run.
     """
-    device = choose_device(config.device)
-    train_set, val_set = open_data(config, train_set, val_set)
+    world = world_from_environment()
+    if config.batch_size % (world.size * config.accumulate):
+        parts = f"{world.size} processes x --accumulate {config.accumulate}"
+        raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", f"{parts} parts")
+    device = own_device(config.device, world)
+    with joined(world, device, config.rank_timeout):
+        train_together(scaled(config), world, device, train_set, val_set)
+
+
+def train_together(config: TrainConfig, world: World, device: torch.device, train_set, val_set) -> None:
+    """`train` in each process of a job. The main one writes and talks; the others only compute."""
+    with first_on_its_machine(world):
+        train_set, val_set = open_data(config, train_set, val_set)
     check_same_classes(
         "the training and the validation annotations have different classes",
         ("training", train_set.class_names, train_set.category_ids),
@@ -53,29 +81,28 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         fix="give both the same categories",
     )
     config = fit_to_data(config, train_set)
-    output = make_folder(config.output)
+    output = Path(on_main(lambda: make_folder(config.output)))
 
     torch.manual_seed(config.seed)
     detector = build_from_config(config.arch, config.detector).to(device).train()
     if config.tf32:
         allow_tf32()
-    if config.checkpoint_activations:
-        recompute_activations(detector)
     if config.weights and not config.resume:
         check_weights_classes(config.weights, train_set)
         load_weights(detector, config.weights)
     if config.backbone_weights and not config.resume:
         load_backbone(detector.backbone, config.backbone_weights)
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(config, detector)
+    averaged = averaged_weights(detector, config.ema_decay) if config.ema_decay else None
+    if config.checkpoint_activations:
+        recompute_activations(detector)
     amp_dtype = choose_amp_dtype(config.amp, device)
     # Only float16 needs its gradients scaled away from zero; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
     window = LossWindow()
-    state = TrainingState(detector, optimizer, scaler, window, device)
+    state = TrainingState(detector, make_optimizer(config, detector), scaler, averaged, window, device)
 
-    loader = make_loader(config, train_set, device)
-    steps_per_epoch = len(loader)
+    loader = make_loader(config, train_set, device, world)
+    steps_per_epoch = len(loader) // config.accumulate
     total = config.epochs * steps_per_epoch
     if config.max_iterations is not None:
         total = min(total, config.max_iterations)
@@ -83,66 +110,49 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
     with (
         StopSignals() as stop,
         RunFolder(config, output, train_set) as run,
-        Progress("train", total=total, unit="steps", done=run.first_step) as progress,
+        Progress("train", total, "steps", run.first_step, console=None if world.main else NOBODY) as progress,
     ):
         iteration = run.first_step
         if run.checkpoint is not None:
             state.restore(run.checkpoint)
-        log = MetricsLog(output, resume_step=iteration if config.resume else None)
-        note_session(output, device, iteration)
-        bad_images = BadImages(output, len(train_set), progress.print)
-        describe_run(config, detector, train_set, val_set, device, total, iteration)
+        make_step = TrainingStep(config, output, state, world, amp_dtype)
+        log = MetricsLog(output, resume_step=iteration if config.resume else None) if world.main else None
+        bad_images = BadImages(output, len(train_set) // world.size, progress.print if world.main else print)
+        if world.main:
+            note_session(output, device, iteration)
+            describe_run(config, detector, train_set, val_set, device, world, total, iteration)
         while True:
-            stop.at_once()
             # A run may have been stopped between a checkpoint and its evaluation.
-            if evaluation_is_due(config, iteration, steps_per_epoch, total) and iteration not in evaluations(log.path):
+            if evaluation_is_due(config, iteration, steps_per_epoch, total) and share(
+                world.main and iteration not in evaluations(log.path)
+            ):
+                stop.at_once()
                 start = time.monotonic()
-                evaluate(config, detector, val_set, output, log, iteration, progress)
+                evaluate(config, state.result, val_set, output, log, iteration, progress, world)
                 window.leave_out(time.monotonic() - start)
             if iteration == total:
                 break
-            epoch, start_batch = divmod(iteration, steps_per_epoch)
-            loader.set_epoch(epoch, start_batch)
+            epoch, first_step = divmod(iteration, steps_per_epoch)
+            loader.set_epoch(epoch, first_step * config.accumulate)
             stop.after_step()
-            for batch in loader:
-                bad_images.note(batch.broken)
-                batch = batch.to(device).prepared()
+            batches = iter(loader)
+            while parts := list(itertools.islice(batches, config.accumulate)):
+                for batch in parts:
+                    bad_images.note(batch.broken)
                 rate = learning_rate(config, iteration, steps_per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group["multiple"]
-                optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
-                random = random_state(device)
-                with explained_memory(iteration + 1, batch, detector, optimizer):
-                    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                        losses = detector.losses(
-                            batch.images,
-                            batch.image_sizes,
-                            batch.gt_boxes,
-                            batch.gt_labels,
-                            batch.gt_masks,
-                            batch.semantic,
-                        )
-                        loss = sum(losses.values())
-                    scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                limit = config.clip_gradient_norm or math.inf
-                norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-                values = losses | {"loss": loss}
-                # In float16 the gradient may overflow: the scaler leaves such a step out and scales less.
-                finite = values if amp_dtype is torch.float16 else values | {"gradient_norm": norm}
-                check_finite(config, output, iteration + 1, finite, detector, batch, random)
-                scaler.step(optimizer)
-                scaler.update()
+                parts = [batch.to(device).prepared() for batch in parts]
+                values, must_stop = make_step(iteration + 1, rate, parts, stop)
                 iteration += 1
-                window.add(values | {"gradient_norm": norm}, images=len(batch.images))
+                window.add(values, images=config.batch_size)
 
                 if iteration % config.log_every == 0 or iteration == total:
                     means = window.means()
-                    memory = memory_peak(device)
-                    log.write(
-                        iteration,
-                        means | {"learning_rate": rate, "epoch": iteration / steps_per_epoch, "memory_gib": memory},
-                    )
+                    memory = max_over_ranks(memory_peak(device))
+                    if world.main:
+                        log.write(
+                            iteration,
+                            means | {"learning_rate": rate, "epoch": iteration / steps_per_epoch, "memory_gib": memory},
+                        )
                     progress.advance(
                         iteration - progress.done,
                         loss=means["loss"],
@@ -150,26 +160,32 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
                         gradient_norm=means["gradient_norm"],
                         memory=f"{memory:.2f} GiB",
                     )
-                must_save = iteration == total or stop.asked is not None
+                must_save = iteration == total or must_stop
                 if must_save or checkpoint_is_due(config, iteration, steps_per_epoch):
-                    log.sync()  # first, so that a checkpoint never knows of more than its log
+                    if world.main:
+                        log.sync()  # first, so that a checkpoint never knows of more than its log
                     position = {
                         "seed": config.seed,
                         "epoch": epoch,
                         "batches_done": iteration - epoch * steps_per_epoch,
                     }
-                    run.save(iteration, state, position, best_step(log.path), must_save)
-                stop.end_if_asked(iteration)
+                    run.save(iteration, state, position, best_step(log.path) if world.main else None, must_save)
+                if must_stop:
+                    stop.end(iteration)
                 if iteration == total:
                     break
-        log.close()
-    print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
+        if world.main:
+            log.close()
+    if world.main:
+        print(f"weights: {output / 'weights.safetensors'}\npictures: {output / 'detections.png'}")
 
 
 def checkpoint_is_due(config: TrainConfig, iteration: int, steps_per_epoch: int) -> bool:
+    """Before each evaluation, too: a signal ends one at once, since nothing is lost then."""
     epoch, inside = divmod(iteration, steps_per_epoch)
-    steps = config.checkpoint_every_steps
-    return (not inside and epoch % config.checkpoint_every == 0) or (steps > 0 and iteration % steps == 0)
+    steps, evaluations = config.checkpoint_every_steps, config.evaluate_every
+    at_epoch = epoch % config.checkpoint_every == 0 or (evaluations > 0 and epoch % evaluations == 0)
+    return (not inside and at_epoch) or (steps > 0 and iteration % steps == 0)
 
 
 def evaluation_is_due(config: TrainConfig, iteration: int, steps_per_epoch: int, total: int) -> bool:
@@ -216,37 +232,15 @@ def check_weights_classes(path: Path, dataset) -> None:
         )
 
 
-def make_optimizer(config: TrainConfig, detector: torch.nn.Module) -> torch.optim.Optimizer:
-    """SGD. Biases are those that are called so: the shift of a norm, too (as in maskrcnn-benchmark)."""
-    trained = [(name, parameter) for name, parameter in detector.named_parameters() if parameter.requires_grad]
-    decay = config.weight_decay if config.bias_weight_decay is None else config.bias_weight_decay
-    if (config.bias_learning_rate, decay) == (1.0, config.weight_decay):
-        groups = [{"params": [parameter for _, parameter in trained], "multiple": 1.0}]
-    else:
-        biases = {"multiple": config.bias_learning_rate, "weight_decay": decay}
-        groups = [
-            {"params": [parameter for name, parameter in trained if "bias" not in name], "multiple": 1.0},
-            {"params": [parameter for name, parameter in trained if "bias" in name], **biases},
-        ]
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-    )
-
-
-def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a tenth less at each decay epoch."""
-    decays = sum(iteration >= epoch * steps_per_epoch for epoch in config.decay_epochs)
-    start = config.warmup_start
-    warmup = min(1.0, start + (1 - start) * iteration / max(config.warmup_iterations, 1))
-    return config.learning_rate * warmup * 0.1**decays
-
-
-def make_loader(config: TrainConfig, dataset: AnnotatedImages, device: torch.device):
+def make_loader(config: TrainConfig, dataset: AnnotatedImages, device: torch.device, world: World):
     return training_loader(
         dataset,
         batch_size=config.batch_size,
         seed=config.seed,
         workers=config.workers,
+        rank=world.rank,
+        world=world.size,
+        parts=config.accumulate,
         resize=config.resize,
         augmentation=Augmentation(
             flip=config.flip,
@@ -267,19 +261,24 @@ def memory_peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration: int, progress: Progress) -> None:
+def evaluate(
+    config, detector, dataset, output: Path, log: MetricsLog | None, iteration: int, progress: Progress, world: World
+) -> None:
     """AP on the validation images, the weights file with it, and a picture of detections beside the ground truth."""
     num_images = min(len(dataset), config.max_evaluation_images or len(dataset))
     progress.print(f"step {iteration}: evaluating on {num_images} images")
     metrics = evaluate_detector(
         detector,
         dataset,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size // (world.size * config.accumulate),
         resize=config.resize,
         max_images=config.max_evaluation_images,
         results_folder=output,  # what models.report looks at
         partial=output / "evaluation.partial.jsonl",
+        world=world,
     )
+    if metrics is None:  # the main process has them
+        return
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"
     voc = "" if metrics.voc is None else f"  VOC mAP {metrics.voc.mean:.3f}"
     progress.print(f"step {iteration}: box AP {metrics.box.ap:.3f}{mask}{voc}")
@@ -295,11 +294,12 @@ def evaluate(config, detector, dataset, output: Path, log: MetricsLog, iteration
     log.write(iteration, metrics.flat())  # last: the line says that the evaluation is complete
 
 
-def describe_run(config, detector, train_set, val_set, device, total: int, iteration: int) -> None:
+def describe_run(config, detector, train_set, val_set, device, world: World, total: int, iteration: int) -> None:
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     title = " (sample-consistency detector)" if config.arch == "scnet" else ""  # not the backbones of that name
+    where = f"{device}" if world.size == 1 else f"{world.size} processes, each on its {device.type}"
     print(
-        f"{config.arch}{title}, {parameters / 1e6:.1f} M parameters, on {device}\n"
+        f"{config.arch}{title}, {parameters / 1e6:.1f} M parameters, on {where}\n"
         f"data    {train_set.root}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{train_set.num_classes} classes, semantic maps {'yes' if train_set.has_semantic else 'no'}\n"
         f"run     {config.output}: {total} steps of {config.batch_size} images"

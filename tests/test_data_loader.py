@@ -106,8 +106,12 @@ def test_workers_change_nothing_and_live_through_epochs(dataset):
 
 def test_ranks_share_the_batches_of_one_process(dataset):
     one = [batch.image_ids for batch in training_loader(dataset, 4, seed=1)]
-    ranks = [[batch.image_ids for batch in training_loader(dataset, 2, seed=1, rank=r, world=2)] for r in (0, 1)]
+    ranks = [[batch.image_ids for batch in training_loader(dataset, 4, seed=1, rank=r, world=2)] for r in (0, 1)]
     assert [a + b for a, b in zip(*ranks, strict=True)] == one
+    parts = [batch.image_ids for batch in training_loader(dataset, 4, seed=1, parts=2)]
+    assert [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)] == one
+    with pytest.raises(ValueError, match="divisible by 3 ranks x 1 parts, got 4"):
+        training_loader(dataset, 4, seed=1, rank=0, world=3)
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"rank": -1}], ids=str)

@@ -14,7 +14,7 @@ import torch
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 import models
-from models import files, replay, training
+from models import files, replay, training, training_step
 from models.checkpoints import checkpoint_folders, read_checkpoint
 from models.errors import DataError, MachineError
 from models.resume import MOST_FAILED_SAVES
@@ -38,16 +38,16 @@ def no_pictures(monkeypatch):
 def broken_in_step(step: int, monkeypatch, spoil) -> None:
     """`spoil(detector)` before the forward pass of a step."""
     detectors, steps = [], []
-    build, random_state = training.build_from_config, training.random_state
+    build, luck = training.build_from_config, training_step.luck_of_images
     monkeypatch.setattr(training, "build_from_config", lambda *a: detectors.append(build(*a)) or detectors[-1])
 
-    def counted(device):
+    def counted(*arguments):
         steps.append(1)
         if len(steps) == step:
             spoil(detectors[-1])
-        return random_state(device)
+        return luck(*arguments)
 
-    monkeypatch.setattr(training, "random_state", counted)
+    monkeypatch.setattr(training_step, "luck_of_images", counted)
 
 
 def infinite_weight(detector: torch.nn.Module) -> None:
@@ -79,13 +79,13 @@ def test_a_replay_computes_what_the_step_computed(data, tmp_path, monkeypatch, c
     """The step is a sound one that is taken for a bad one: its losses come out again to the last digit."""
     seen = {}
 
-    def judged_bad(config, output, step, values, detector, batch, random):
+    def judged_bad(config, output, world, step, values, *arguments):
         if step == 2:
             seen.update({name: value.item() for name, value in values.items()})
             values = values | {"loss": values["loss"] * float("nan")}
-        replay.check_finite(config, output, step, values, detector, batch, random)
+        replay.check_finite(config, output, world, step, values, *arguments)
 
-    monkeypatch.setattr(training, "check_finite", judged_bad)
+    monkeypatch.setattr(training_step, "check_finite", judged_bad)
     with pytest.raises(DataError, match="loss is nan"):
         training.train(tiny_config(data, tmp_path))
     capsys.readouterr()

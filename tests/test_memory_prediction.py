@@ -13,9 +13,9 @@ from benchmarks import memory_prediction
 from benchmarks.detector_cases import row_detector, training_batch, training_step
 from benchmarks.memory_prediction import LiveBytes, predict
 from models import recipes, roi_training
+from models.optimization import make_optimizer
 from models.published_rows import PUBLISHED_ROWS
 from models.recomputation import recompute_activations
-from models.training import make_optimizer
 
 IMAGE_SIZE = (192, 256)
 

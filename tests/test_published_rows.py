@@ -14,8 +14,8 @@ from models.config_backbones import BACKBONES
 from models.data import Augmentation
 from models.data.transforms import _varied_size
 from models.errors import UsageError
+from models.optimization import learning_rate, make_optimizer
 from models.published_rows import PUBLISHED_ROWS, presets_for
-from models.training import learning_rate, make_optimizer
 from models.weights.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent

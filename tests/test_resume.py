@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
-from models import training
+from models import training, training_step
 from models.checkpoints import checkpoint_folders
 from models.config_files import as_json, config_from_json, read_config, starting_points
 from models.errors import DataError, UsageError
@@ -71,15 +71,15 @@ def test_from_every_step(data, tmp_path, monkeypatch, whole, workers):
 def test_a_checkpoint_that_comes_rarely_is_gone_back_to(data, tmp_path, monkeypatch, whole):
     """Steps 4 and 5 are computed, and logged, a second time."""
     config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
-    original = training.check_finite
+    original = training_step.check_finite
 
-    def die_in_step_6(config, output, step, *arguments):
-        original(config, output, step, *arguments)
+    def die_in_step_6(config, output, world, step, *arguments):
+        original(config, output, world, step, *arguments)
         if step == 6:
             raise Killed
 
     with monkeypatch.context() as inner, pytest.raises(Killed):
-        inner.setattr(training, "check_finite", die_in_step_6)
+        inner.setattr(training_step, "check_finite", die_in_step_6)
         training.train(config)
     assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")] == ["step-00000003"]
     training.train(dataclasses.replace(config, resume=True))
@@ -93,7 +93,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, tmp_path, 
         raise Killed
 
     with monkeypatch.context() as inner, pytest.raises(Killed):
-        inner.setattr(training, "check_finite", die)
+        inner.setattr(training_step, "check_finite", die)
         training.train(config)
     training.train(dataclasses.replace(config, resume=True))
     assert "stopped before its first checkpoint: it starts again" in capsys.readouterr().out
@@ -144,8 +144,9 @@ def test_every_preset_survives_its_file(arch):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"learning_rat": 1}, "learning_rat: no such field; did you mean learning_rate"),
-        ({"learning_rate": "fast"}, "learning_rate: expected float, got 'fast'"),
+        ({"batch_sise": 1}, "batch_sise: no such field; did you mean batch_size"),
+        ({"optimizer": {"momentun": 1}}, "optimizer.momentun: no such field; did you mean momentum"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr: expected float, got 'fast'"),
         ({"batch_size": 1.5}, "batch_size: expected int, got 1.5"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"resize": [1, 2, 3]}, r"resize: expected tuple\[int, int\], got \[1, 2, 3\]"),
@@ -179,16 +180,16 @@ def test_a_run_starts_again_from_its_configuration_alone(data, tmp_path, monkeyp
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_after_the_step_and_ends(data, tmp_path, monkeypatch, whole, number, code):
     config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
-    original = training.check_finite
+    original = training_step.check_finite
 
-    def signal_in_step_2(config, output, step, *arguments):
-        original(config, output, step, *arguments)
+    def signal_in_step_2(config, output, world, step, *arguments):
+        original(config, output, world, step, *arguments)
         if step == 2:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as inner, pytest.raises(Interrupted, match="after step 2, which is saved") as stop:
-        inner.setattr(training, "check_finite", signal_in_step_2)
+        inner.setattr(training_step, "check_finite", signal_in_step_2)
         training.train(config)
     assert stop.value.exit_code == code
     assert signal.getsignal(number) is before

@@ -177,8 +177,8 @@ def test_a_used_folder_and_other_settings_are_refused(shapes, tmp_path):
     train(training_config(shapes, tmp_path, max_iterations=1))
     with pytest.raises(UsageError, match="holds a run already"):
         train(training_config(shapes, tmp_path))
-    with pytest.raises(UsageError, match=r"learning_rate: 0\.\d+ then, 0\.5 now"):
-        train(training_config(shapes, tmp_path, resume=True, learning_rate=0.5))
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.03 then, 0\.5 now"):
+        train(training_config(shapes, tmp_path, resume=True, optimizer=recipes.OptimizerConfig(lr=0.5)))
     with pytest.raises(DataError, match="no checkpoint to resume from"):
         train(training_config(shapes, tmp_path / "fresh", resume=True))
 

@@ -109,6 +109,7 @@ def training_loader(
     workers: int = 0,
     rank: int = 0,
     world: int = 1,
+    parts: int = 1,
     pin_memory: bool | None = None,
     semantic_padding: int = IGNORED,
     raw: bool = False,
@@ -118,14 +119,14 @@ def training_loader(
 
     Args:
         dataset: the images.
-        batch_size: images in a batch of this rank. All ranks together take batch_size * world images in a step, and
-            which ones they are does not depend on how these are shared among ranks.
+        batch_size: images in a step, over all ranks. Which ones they are does not depend on how many ranks there are.
         seed, epoch: order and augmentations are a pure function of these.
         start_batch: batches of the epoch that are skipped, without reading them.
         resize: limits (short, long) of the sides, pixels; None: images as they are.
         augmentation: None means flips only.
         workers: processes that read; 0 reads in this process.
         rank, world: this process among those that train together.
+        parts: batches that this rank's images of a step come in, one after the other.
         pin_memory: None means when there is CUDA.
         semantic_padding: class of the semantic maps beyond an image; 255 is ignored.
         raw: images are only decoded and flipped here; `Batch.prepared` resizes and normalises them, on the device.
@@ -134,10 +135,14 @@ def training_loader(
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"loader: batch_size >= 1 and 0 <= rank < world needed, got {batch_size}, {rank}, {world}")
+    if batch_size % (world * parts):
+        raise ValueError(f"loader: batch_size must be divisible by {world} ranks x {parts} parts, got {batch_size}")
     upright = dataset.sizes[:, 0] > dataset.sizes[:, 1]
+    own = batch_size // world
 
     def batches_of_epoch(epoch: int) -> np.ndarray:
-        return epoch_batches(upright, batch_size * world, seed, epoch)[:, rank * batch_size : (rank + 1) * batch_size]
+        steps = epoch_batches(upright, batch_size, seed, epoch)
+        return steps[:, rank * own : (rank + 1) * own].reshape(-1, own // parts)
 
     samples = _Samples(dataset, resize, augmentation or Augmentation(), seed, raw, substitute)
     return BatchLoader(samples, batches_of_epoch, epoch, start_batch, workers, pin_memory, semantic_padding, raw)

@@ -1,0 +1,215 @@
+"""The processes of one job: each works for itself, or all of them train and evaluate together.
+
+    torchrun --standalone --nproc-per-node=8 -m models.train --preset htc_r50_fpn_1x_coco --data coco
+
+torchrun (or another launcher that sets the same variables) starts them, one for each GPU; without it a program is a
+world of one, in which every function here gives back what it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .devices import choose_device
+from .errors import DataError, MachineError, UsageError, UserError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher tells each process."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among those of its job."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among those on this machine."""
+    local_size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and talks to a person."""
+        return self.rank == 0
+
+
+def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
+    """Raises UsageError where the launcher's variables are incomplete or contradict each other."""
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return World()
+    fix = "torchrun --nproc-per-node=N -m models.train ... sets all of them"
+    missing = [name for name in VARIABLES if name not in environment]
+    if missing:
+        raise UsageError("the environment of a job is incomplete", ", ".join(missing), "not set", fix)
+    try:
+        rank, size, local_rank, local_size = (int(environment[name]) for name in VARIABLES[:4])
+    except ValueError as error:
+        raise UsageError("the environment of a job holds no numbers", ", ".join(VARIABLES[:4]), error, fix) from error
+    if not (0 <= local_rank < local_size <= size and local_rank <= rank < size):
+        why = f"rank {rank} of {size}, on its machine {local_rank} of {local_size}"
+        raise UsageError("the environment of a job contradicts itself", ", ".join(VARIABLES[:4]), why, fix)
+    return World(rank, size, local_rank, local_size)
+
+
+def own_device(name: str, world: World) -> torch.device:
+    """`choose_device`, where each process of a machine takes a GPU of its own."""
+    if world.size == 1:
+        return choose_device(name)
+    if name.startswith("cuda:"):
+        raise UsageError("the processes of a job cannot share a GPU", f"--device {name}", fix="--device cuda")
+    device = choose_device(name)
+    if device.type == "cpu":
+        return device
+    if torch.cuda.device_count() < world.local_size:
+        why = f"{world.local_size} processes, {torch.cuda.device_count()} GPUs (CUDA_VISIBLE_DEVICES counts)"
+        raise MachineError(
+            "there are more processes than GPUs on this machine", why=why, fix="a smaller --nproc-per-node"
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
+    """While the block runs, the processes can speak to each other: tensors of the CPU over gloo, of GPUs over NCCL.
+
+    Args:
+        timeout: seconds after which a process that is waited for is given up.
+    """
+    if world.size == 1:
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=datetime.timedelta(seconds=timeout),
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def together() -> bool:
+    """Whether there are other processes to speak to."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def number_of_ranks() -> int:
+    return dist.get_world_size() if together() else 1
+
+
+def rank_of_this_process() -> int:
+    return dist.get_rank() if together() else 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of what each process gives, on its device; the same bits in each of them. No gradient."""
+    if not together():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def max_over_ranks(number: float) -> float:
+    if not together():
+        return number
+    largest = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.item()
+
+
+def wait_for_all() -> None:
+    if together():
+        share(None)
+
+
+@contextlib.contextmanager
+def first_on_its_machine(world: World) -> Iterator[None]:
+    """The block runs in one process of each machine, then in the others, which find what it left in a cache."""
+    if world.local_rank > 0:
+        wait_for_all()
+    yield
+    if world.local_rank == 0:
+        wait_for_all()
+
+
+def on_main(function: Callable[[], Result]) -> Result:
+    """What `function` gives in the main process, in all of them; as JSON holds it. An error for the user, too."""
+    if not together():
+        return function()
+    answer: object = None
+    if dist.get_rank() == 0:
+        try:
+            answer = {"result": function()}
+        except UserError as error:
+            answer = {"error": type(error).__name__, "arguments": error.args}
+    answer = share(answer)
+    if "error" in answer:
+        kinds = {kind.__name__: kind for kind in (UsageError, DataError, MachineError)}
+        raise kinds[answer["error"]](*answer["arguments"])
+    return answer["result"]
+
+
+def share(value: Result) -> Result:
+    """The main process's value, in all of them; as JSON holds it."""
+    if not together():
+        return value
+    text = json.dumps(value, default=str).encode() if dist.get_rank() == 0 else b""
+    length = torch.tensor([len(text)])
+    dist.broadcast(length, 0)
+    content = torch.empty(length.item(), dtype=torch.uint8)
+    if text:
+        content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    dist.broadcast(content, 0)
+    return json.loads(content.numpy().tobytes())
+
+
+def share_tensors(tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The main process's tensors, which the others give as None, on the CPU of all of them."""
+    if not together():
+        return tensors
+    names = share(None if tensors is None else {name: [str(v.dtype), *v.shape] for name, v in tensors.items()})
+    shared = {}
+    for name, (dtype, *shape) in names.items():
+        empty = torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
+        value = empty if tensors is None else tensors[name].cpu().contiguous()
+        if value.numel():
+            dist.broadcast(value.view(-1).view(torch.uint8), 0)  # bytes, because gloo does not know every type
+        shared[name] = value
+    return shared
+
+
+def gather(value: object) -> list | None:
+    """What each process gives, by rank, in the main one; None in the others. As JSON holds it.
+
+    One process after the other, so that the main one holds a single message beside what it has unpacked.
+    """
+    if not together():
+        return [value]
+    size, rank = dist.get_world_size(), dist.get_rank()
+    text = b"" if rank == 0 else json.dumps(value).encode()
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(lengths, torch.tensor([len(text)]))
+    if rank > 0:
+        dist.send(torch.frombuffer(bytearray(text), dtype=torch.uint8), 0)
+        return None
+    values = [value]
+    for source in range(1, size):
+        content = torch.empty(lengths[source].item(), dtype=torch.uint8)
+        dist.recv(content, source)
+        values.append(json.loads(content.numpy().tobytes()))
+    return values

@@ -1,0 +1,139 @@
+"""One step of training: the losses of its images, their gradients, what all processes make of them, the new weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from .data.batch import Batch
+from .distributed import World, number_of_ranks, sum_over_ranks
+from .interrupts import StopSignals
+from .matching import luck_of_images
+from .out_of_memory import explained_memory
+from .recipes import TrainConfig
+from .replay import check_finite
+from .resume import TrainingState
+
+
+class TrainingStep:
+    """Makes steps; `state` is what they change.
+
+    Args:
+        output: folder of the run, for the replay of a step whose loss is not finite.
+        amp_dtype: of automatic mixed precision; None: float32.
+    """
+
+    def __init__(
+        self, config: TrainConfig, output: Path, state: TrainingState, world: World, amp_dtype: torch.dtype | None
+    ) -> None:
+        self.config, self.output, self.state, self.world, self.amp_dtype = config, output, state, world, amp_dtype
+        self.parameters = [parameter for parameter in state.detector.parameters() if parameter.requires_grad]
+        self._losses = _Losses(state.detector)
+        if world.size > 1:
+            self._losses = together(self._losses, config)
+
+    def __call__(self, step: int, rate: float, parts: Sequence[Batch], stop: StopSignals) -> tuple[dict, bool]:
+        """Step `step`, from 1, on this process's images of it.
+
+        Args:
+            rate: learning rate.
+            parts: batches that the images come in, on the device.
+            stop: whether this process has been asked to stop.
+
+        Returns:
+            The losses, their sum and the norm of the gradient, each over the images of all processes; and whether they
+            are to stop, which all of them agree on.
+
+        Raises:
+            DataError: a loss or the gradient is not finite, in whichever process. No weight has changed then.
+            MachineError: out of memory; likewise.
+        """
+        state, optimizer = self.state, self.state.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["multiple"]
+        optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
+        values: dict[str, Tensor] = {}
+        for index, batch in enumerate(parts):
+            with explained_memory(step, batch, state.detector, optimizer), self._reducing(index == len(parts) - 1):
+                losses = self._part_losses(step, index, len(parts), batch)
+                state.scaler.scale(losses["loss"] / len(parts)).backward()
+            for name, value in losses.items():
+                values[name] = values.get(name, 0.0) + value.detach() / len(parts)
+        state.scaler.unscale_(optimizer)
+        limit = self.config.optimizer.clip_gradient_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        own = values
+        if self.world.size > 1:
+            values, must_stop = _agreed(values, stop.asked is not None)
+        # In float16 the gradient may overflow: the scaler leaves such a step out and scales less.
+        norms = {} if self.amp_dtype is torch.float16 else {"gradient_norm": norm}
+        check_finite(self.config, self.output, self.world, step, values | norms, own, state.detector, parts)
+        state.scaler.step(optimizer)
+        state.scaler.update()
+        if state.averaged is not None:
+            state.averaged.update_parameters(state.detector)
+        if self.world.size == 1:
+            must_stop = stop.asked is not None
+        return values | {"gradient_norm": norm}, must_stop
+
+    def _part_losses(self, step: int, part: int, parts: int, batch: Batch) -> dict[str, Tensor]:
+        count, device = len(batch.image_sizes), batch.image_sizes.device
+        first = (self.world.rank * parts + part) * count
+        with (
+            luck_of_images(self.config.seed, step, first, count, device),
+            torch.autocast(device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None),
+        ):
+            losses = self._losses(batch)
+        return losses | {"loss": sum(losses.values())}
+
+    def _reducing(self, last: bool):
+        """Gradients of a step's parts are added up here, and over the processes with the last."""
+        return self._losses.no_sync() if self.world.size > 1 and not last else contextlib.nullcontext()
+
+
+class _Losses(nn.Module):
+    """A detector's losses as a forward pass, which is what DistributedDataParallel knows of."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Batch | None) -> dict[str, Tensor]:
+        """None: nothing to learn, of every weight that is trained."""
+        if batch is None:
+            return {"nothing": sum((parameter * 0).sum() for parameter in self.parameters() if parameter.requires_grad)}
+        return self.detector.losses(
+            batch.images, batch.image_sizes, batch.gt_boxes, batch.gt_labels, batch.gt_masks, batch.semantic
+        )
+
+
+def together(losses: _Losses, config: TrainConfig) -> DistributedDataParallel:
+    """Gradients become their mean over the processes while the backward pass goes on."""
+    parallel = DistributedDataParallel(
+        losses,
+        # Only batch norms that learn their statistics without each other have buffers that differ.
+        broadcast_buffers=config.detector.backbone.norm == "batch",
+        gradient_as_bucket_view=True,
+        static_graph=config.accumulate == 1,
+    )
+    if config.compress_gradients:
+        parallel.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    # After its first backward pass it groups the gradients anew, and then sums them in another order. It is made before
+    # the first step, so that a run that is continued computes what it would have computed.
+    parallel(None)["nothing"].backward()
+    parallel.zero_grad(set_to_none=True)
+    return parallel
+
+
+def _agreed(values: dict[str, Tensor], stop: bool) -> tuple[dict[str, Tensor], bool]:
+    """The means of all processes' values, and whether one of them is to stop, with one message."""
+    numbers = [value.float() for value in values.values()]
+    total = sum_over_ranks(torch.stack([*numbers, torch.full_like(numbers[0], float(stop))])) / number_of_ranks()
+    return dict(zip(values, total[:-1].unbind(), strict=True)), bool(total[-1] > 0)
