@@ -10,6 +10,7 @@ Nothing here imports torch, so `--help` is quick.
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import os
 import re
@@ -294,14 +295,11 @@ def _machine_fault(error: Exception) -> MachineError | None:
         return MachineError(
             "out of memory", why=str(error) or None, fix="a smaller --batch-size or --resize needs less"
         )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        fix = "ulimit -n 4096 allows more; fewer --workers need less"
+        return MachineError("too many open files", where=error.filename, why=error.strerror, fix=fix)
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return MachineError("the system refused", where=error.filename, why=error.strerror)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return MachineError(
-            "a process that reads images has died",
-            why=str(error).splitlines()[0],
-            fix="killed for its memory? fewer --workers need less. --resume goes on from the last checkpoint",
-        )
     if (
         isinstance(error, ModuleNotFoundError)
         and error.name

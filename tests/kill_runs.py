@@ -4,7 +4,8 @@
 
 A fork server: this process imports and warms up everything once, and each life of a run is a child of it. Four kinds of
 kill: SIGKILL at a random moment; SIGKILL at a random file operation (native/faulty_files.c), so that saves and removals
-are hit more often than by their share of time; SIGKILL of a loader worker; SIGTERM. Prints one JSON object.
+are hit more often than by their share of time; SIGKILL of a loader worker, which the run has to survive; SIGTERM.
+Prints one JSON object.
 """
 
 import argparse
@@ -31,13 +32,20 @@ from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, progress, training  # noqa: F401
 from models.command_line import _machine_fault
+from models.errors import UserError
 
 KILL_BEFORE, KILL_AFTER = 1, 2
-KINDS = {"SIGKILL": 0.44, "SIGKILL at a file operation": 0.44, "SIGKILL of a worker": 0.04, "SIGTERM": 0.08}
-"""With the share of each. Lives with workers cost ten times as much as others."""
-ENDINGS = {"SIGKILL of a worker": {4, 99}, "SIGTERM": {128 + signal.SIGTERM, -signal.SIGTERM}}
-"""Exit codes that these may have; -15 before the run listens to signals; 99: an exception that has no message of ours,
-which a dead worker now and then ends in."""
+WORKER = "SIGKILL of a worker"
+KINDS = {"SIGKILL": 0.44, "SIGKILL at a file operation": 0.44, WORKER: 0.04, "SIGTERM": 0.08}
+"""With the share of each."""
+ENDINGS = {
+    "SIGKILL": {0, -signal.SIGKILL},
+    "SIGKILL at a file operation": {0, -signal.SIGKILL},
+    WORKER: {0},
+    "SIGTERM": {0, 128 + signal.SIGTERM, -signal.SIGTERM},
+}
+"""Exit codes that lives may have. 0: it ended before the kill, or went on with a new worker; -15: it did not listen to
+signals yet."""
 OPERATIONS = 40
 """File operations of a life at one of which it may be killed: two saves and what is before them."""
 
@@ -59,7 +67,7 @@ def live(config, prepare) -> int:
         code = getattr(stop, "exit_code", 130)
     except Exception as error:
         # As `models.command_line.run` would end it.
-        fault = _machine_fault(error)
+        fault = error if isinstance(error, UserError) else _machine_fault(error)
         code = 99 if fault is None else fault.exit_code
         if fault is None:
             traceback.print_exc()
@@ -77,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS, help="this kind of kill alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     choose = random.Random(options.seed)
@@ -100,26 +109,26 @@ def main() -> None:
     runs, wrong, slowest = 0, [], 0.0
     config = tiny_config(data, room / "run")
     while kills.total() < options.kills:
-        (kind,) = choose.choices(list(KINDS), list(KINDS.values()))
+        (kind,) = [options.only] if options.only else choose.choices(list(KINDS), list(KINDS.values()))
         at_operation = kind == "SIGKILL at a file operation"
         prepare = lambda: None  # noqa: E731
         if at_operation:
             fault, number = choose.choice((KILL_BEFORE, KILL_AFTER)), choose.randint(1, OPERATIONS)
             prepare = lambda fault=fault, number=number: shim.arm(fault, number, 0)  # noqa: E731
-        process = live(dataclasses.replace(config, workers=2 if kind == "SIGKILL of a worker" else 0), prepare)
+        process = live(dataclasses.replace(config, workers=2 if kind == WORKER else 0), prepare)
         if not at_operation:
-            time.sleep(choose.random() * length * (2 if kind == "SIGKILL of a worker" else 0.4))
-            victims = workers_of(process) if kind == "SIGKILL of a worker" else [process]
+            time.sleep(choose.random() * length * (1 if kind == WORKER else 0.4))
+            victims = workers_of(process) if kind == WORKER else [process]
             sent = time.monotonic()
-            for victim in victims[:1]:
+            for victim in choose.sample(victims, min(1, len(victims))):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
+                    kills[kind] += kind == WORKER
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         if kind == "SIGTERM":
             slowest = max(slowest, time.monotonic() - sent)
         codes[status] += 1
-        allowed = {0, -signal.SIGKILL} | ENDINGS.get(kind, set())
-        if status not in allowed:
+        if status not in ENDINGS[kind]:
             wrong.append(f"{kind}: a life ended with {status}")
         if status != 0:
             kills[kind] += 1

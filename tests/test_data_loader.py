@@ -100,7 +100,7 @@ def test_workers_change_nothing_and_live_through_epochs(dataset):
         there.set_epoch(epoch, start)
         assert len(there) == 6 - start
         assert all(_equal(one, other) for one, other in zip(here, there, strict=True))
-        processes.append([worker.pid for worker in there._loader._iterator._workers])
+        processes.append(there._workers.pids())
     assert processes[0] == processes[1] == processes[2]
 
 

@@ -267,10 +267,3 @@ def test_too_many_broken_images_stop_the_run(tmp_path):
     with pytest.raises(DataError, match="too many images"):
         BadImages(tmp_path, 6, told.append).note(["another.png: cut off"])  # as a resumed run counts on
     BadImages(tmp_path, 1000 * (AT_LEAST + 1), told.append).note(())
-
-
-def test_a_dead_worker_is_told_without_a_traceback():
-    from models.command_line import _machine_fault
-
-    fault = _machine_fault(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
-    assert fault.what == "a process that reads images has died" and "--resume" in fault.fix

@@ -21,7 +21,7 @@ class _Movable:
         return self._each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self):
-        """The same in page-locked memory (torch's DataLoader calls this)."""
+        """The same in page-locked memory."""
         return self._each(lambda value: value.pin_memory())
 
     def _each(self, change):

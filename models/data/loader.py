@@ -6,17 +6,16 @@ So a run that is resumed at any batch of any epoch, with any number of worker pr
 import contextlib
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from ..errors import DataError
 from .batch import Batch, collate
 from .dataset import IGNORED, AnnotatedImages
 from .transforms import Augmentation, Sample, padded_size, resized_size
+from .workers import Workers
 
 SUBSTITUTES = 5
 """How many images are tried in place of a broken one; beyond that, it is the data set that is broken."""
@@ -64,18 +63,9 @@ class BatchLoader:
             _ = samples.dataset.num_semantic_classes  # looks at the maps once, here, and not in every worker
         self._batches_of_epoch = batches_of_epoch
         self.set_epoch(epoch, start_batch)
-        self._loader = DataLoader(
-            samples,
-            batch_sampler=_Keys(self),
-            collate_fn=functools.partial(_collate, semantic_padding=semantic_padding, raw=raw),
-            num_workers=workers,
-            # Else each iterator takes a number from the global generator, and a resumed run makes one iterator more.
-            generator=torch.Generator(),
-            persistent_workers=workers > 0,
-            # Forked workers share the annotations' memory; from Python 3.14 on, forking has to be asked for.
-            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        )
+        self._batch = functools.partial(_batch, samples, semantic_padding=semantic_padding, raw=raw)
+        self._workers = Workers(self._batch, workers, samples.names) if workers > 0 else None
+        self._pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Let the next iteration give the batches of `epoch` from `start_batch` on."""
@@ -88,14 +78,12 @@ class BatchLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        epoch = self.epoch
+        keys = ([(epoch, int(index)) for index in batch] for batch in self._batches)
+        for batch in map(self._batch, keys) if self._workers is None else self._workers.results(keys):
             if isinstance(batch, DataError):
                 raise batch
-            yield batch
-
-    def keys(self) -> Iterator[list[tuple[int, int]]]:
-        """For each batch its (epoch, image index) pairs: workers that live through epochs learn the epoch from them."""
-        return ([(self.epoch, int(index)) for index in batch] for batch in self._batches)
+            yield batch.pin_memory() if self._pin_memory else batch
 
 
 def training_loader(
@@ -174,21 +162,8 @@ def evaluation_loader(
     return BatchLoader(_Samples(dataset, resize), lambda epoch: batches, 0, 0, workers, pin_memory)
 
 
-class _Keys:
-    """The loader's keys as DataLoader wants a batch sampler: with a length, anew for each iteration."""
-
-    def __init__(self, loader: BatchLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._loader.keys()
-
-
 class _Samples:
-    """What DataLoader calls a data set. A DataError is handed on as a value: raised in a worker, its type is lost."""
+    """The samples by (epoch, image index). A DataError is handed on as a value: `_batch` returns the first."""
 
     def __init__(
         self,
@@ -216,11 +191,15 @@ class _Samples:
                 return dataclasses.replace(sample, instead_of=f"{first.where}: {first.what}")
         return first
 
+    def names(self, keys: list[tuple[int, int]]) -> str:
+        return "images " + ", ".join(self.dataset.image_info(index).file_name for _, index in keys)
+
     def _sample(self, index: int, numbers: list[int]) -> Sample:
         random = np.random.default_rng(numbers)
         return self.dataset.sample(index, self._resize, self._augmentation, random, not self._raw)
 
 
-def _collate(samples: list[Sample | DataError], semantic_padding: int, raw: bool) -> Batch | DataError:
-    error = next((sample for sample in samples if isinstance(sample, DataError)), None)
-    return error or collate(samples, semantic_padding, raw)
+def _batch(samples: _Samples, keys: list[tuple[int, int]], semantic_padding: int, raw: bool) -> Batch | DataError:
+    parts = [samples[key] for key in keys]
+    error = next((part for part in parts if isinstance(part, DataError)), None)
+    return error or collate(parts, semantic_padding, raw)
