@@ -10,13 +10,13 @@ from array import array
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
 from ..images import MAX_PIXELS
+from .annotation_columns import Columns, take_columns
 from .annotation_json import in_chunks, read_in_chunks
 from .segmentation import (
     LARGEST_COORDINATE,
@@ -35,8 +35,6 @@ REQUIRED = {
     "annotations": dict.fromkeys(("id", "image_id", "category_id", "bbox")).keys(),
     "categories": dict.fromkeys(("id", "name")).keys(),
 }
-
-KEYS_OF = itemgetter("id", "image_id", "category_id")
 
 EXPORT = "export the data set as COCO instances (images, annotations, categories)"
 
@@ -99,7 +97,7 @@ def _pack(content: object, chunks: Iterable[list] | None, path: Path, boxes_only
     with _no_garbage_collection():
         for chunk in chunks:
             objects.add(chunk)
-    order = np.argsort(objects.rows, kind="stable")
+    order = np.lexsort((objects.places, objects.rows))  # by image; an image's as in the file
     return Annotations(
         class_names=tuple(str(categories[category]["name"]) for category in sorted(categories)),
         category_ids=np.array(sorted(categories), np.int64),
@@ -141,43 +139,60 @@ class _Objects:
         boxes_only: bool,
     ) -> None:
         self.ids, self.rows, self.labels, self.boxes = array("q"), array("q"), array("q"), array("d")
+        self.places = array("q")  # in the file
         self.segmentations = SegmentationPacker()
         self.annotated = np.zeros(len(image_ids), bool)
         self.left_out: Counter[str] = Counter()
-        self._sizes, self._path, self._boxes_only = sizes, path, boxes_only
+        self._sizes, self._path, self._boxes_only = np.array(sizes), path, boxes_only
         self._row_of = {image_id: row for row, image_id in enumerate(image_ids)}
         self._label_of = {category: label for label, category in enumerate(category_ids)}
         self._seen: set[int] = set()
+        self._read = 0
 
     def add(self, annotations: list) -> None:
         """Raises DataError for one that cannot be right."""
-        row_of, label_of, seen = self._row_of, self._label_of, self._seen
-        for annotation in annotations:
+        columns = take_columns(annotations, self._row_of, self._label_of, self._sizes, self._seen, self._boxes_only)
+        others = range(len(annotations))
+        if columns is not None:
+            self._add_columns(columns, annotations)
+            others = np.flatnonzero(~columns.plain).tolist()
+        for number in others:
             try:
-                identity, image_id, category = KEYS_OF(annotation)
-                known = image_id in row_of and category in label_of and identity not in seen and "bbox" in annotation
-                good = known and type(identity) is type(image_id) is type(category) is int and abs(identity) < 2**63
-            except (KeyError, TypeError):
-                good = False
-            if not good:
-                self._refuse(annotation)
-            seen.add(identity)
-            row = row_of[image_id]
-            self.annotated[row] = True
-            try:
-                self._add(annotation, row, label_of[category])
+                self._add(annotations[number], self._read + number)
             except MalformedAnnotation as error:
-                raise self._malformed(annotation, error) from error
+                raise self._malformed(annotations[number], error) from error
+        self._read += len(annotations)
         if not self._boxes_only and self.segmentations.pack_block() > LARGEST_COORDINATE:
-            for annotation in annotations:
-                try:
-                    if isinstance(annotation.get("segmentation"), list):
-                        usable_polygons(annotation["segmentation"])
-                except MalformedAnnotation as error:
-                    raise self._malformed(annotation, error) from error
+            self._refuse_polygons(annotations)
 
-    def _add(self, annotation: dict, row: int, label: int) -> None:
-        usable = _usable(annotation, *self._sizes[row], self._boxes_only)
+    def _add_columns(self, columns: Columns, annotations: list) -> None:
+        if not self._boxes_only:
+            try:
+                self.segmentations.add_polygons(columns.segmentations)
+            except (TypeError, OverflowError):
+                self._refuse_polygons(annotations)
+                raise
+        places = self._read + np.flatnonzero(columns.plain)
+        self._seen.update(columns.ids.tolist())
+        self.annotated[columns.rows] = True
+        kept = (self.ids, columns.ids), (self.rows, columns.rows), (self.labels, columns.labels), (self.places, places)
+        for values, column in (*kept, (self.boxes, columns.boxes)):
+            values.frombytes(column.tobytes())
+
+    def _add(self, annotation: dict, place: int) -> None:
+        """One that is not among the columns. Raises MalformedAnnotation, too."""
+        try:
+            identity, row = annotation["id"], self._row_of[annotation["image_id"]]
+            label = self._label_of[annotation["category_id"]]
+            kinds = {type(identity), type(annotation["image_id"]), type(annotation["category_id"])}
+            good = kinds == {int} and "bbox" in annotation and identity not in self._seen and abs(identity) < 2**63
+        except (KeyError, TypeError):
+            good = False
+        if not good:
+            self._refuse(annotation)
+        self._seen.add(identity)
+        self.annotated[row] = True
+        usable = _usable(annotation, *self._sizes[row].tolist(), self._boxes_only)
         if isinstance(usable, str):
             self.left_out[usable] += 1
             return
@@ -188,10 +203,20 @@ class _Objects:
             except (TypeError, OverflowError):
                 usable_polygons(segmentation)  # says what is wrong with it
                 raise
-        self.ids.append(annotation["id"])
+        self.ids.append(identity)
         self.rows.append(row)
         self.labels.append(label)
+        self.places.append(place)
         self.boxes.extend(box)
+
+    def _refuse_polygons(self, annotations: list) -> None:
+        """Of annotations of which one has polygons that are no numbers, or too large ones: says which."""
+        for annotation in annotations:
+            try:
+                if isinstance(annotation.get("segmentation"), list):
+                    usable_polygons(annotation["segmentation"])
+            except MalformedAnnotation as error:
+                raise self._malformed(annotation, error) from error
 
     def _malformed(self, annotation: dict, error: MalformedAnnotation) -> DataError:
         where = f"{self._path}, annotation {annotation['id']}"
@@ -267,8 +292,12 @@ def _check_id(identity: object, seen: Container[int], section: str, path: Path) 
 
 def _image_size(image: dict, path: Path) -> tuple[int, int]:
     height, width = image["height"], image["width"]
-    sides_are_whole = all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in (height, width))
-    if not sides_are_whole or height * width > MAX_PIXELS:
+    whole = type(height) is type(width) is int
+    if (
+        not whole
+        or not 1 <= min(height, width) <= max(height, width) <= LARGEST_COORDINATE
+        or (height * width > MAX_PIXELS)
+    ):
         why = f"height and width must be whole numbers from 1 to 100000, at most {MAX_PIXELS:,} pixels, "
         why += f"got {height!r} and {width!r}"
         raise DataError(
@@ -281,7 +310,7 @@ def _file_name(image: dict, path: Path) -> str:
     name = image.get("file_name")
     if name is None and isinstance(image.get("coco_url"), str):  # LVIS: http://images.cocodataset.org/val2017/1.jpg
         name = "/".join(image["coco_url"].split("/")[-2:])
-    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+    if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
         why = f"file_name must be a path inside the image folder, got {name!r}"
         raise DataError(
             "an image lies outside its folder", where=f"{path}, image {image['id']}", why=why, fix=_fix("file_name")
