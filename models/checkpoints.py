@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, MachineError, UsageError
-from .files import atomic_folder, explained, make_folder, sync
+from .files import atomic_folder, explained, make_folder
 
 FORMAT = "cascadeops-checkpoint-1"
 TENSORS, MANIFEST, MANIFEST_SUM = "tensors.safetensors", "manifest.json", "manifest.sha256"
@@ -49,9 +49,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fac
     text = json.dumps({"format": FORMAT, "step": step, "tensors": described, "facts": facts}, allow_nan=False)
     path = folder / f"step-{step:08}"
     try:
-        if not folder.exists():
-            make_folder(folder)
-            sync(folder.parent)
+        make_folder(folder)
         with atomic_folder(path) as temporary:
             # Not save_file, which writes under a third name with calls that no test can make fail.
             (temporary / TENSORS).write_bytes(save(tensors))

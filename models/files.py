@@ -96,14 +96,18 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def make_folder(path: str | os.PathLike, option: str = "--output") -> Path:
-    """Makes `path` and its parents, if they are not there, and returns it.
+    """Makes `path` and its parents, if they are not there, and returns it. A power cut does not take them away again.
 
     Raises:
         UsageError: a part of the path is a file. MachineError: the system refused.
     """
     folder = Path(path)
+    made = [part for part in folder.parents if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for part in (folder, *made):
+            with contextlib.suppress(PermissionError):  # one may write where one may not read, and so not sync
+                sync(part.parent)
     except (FileExistsError, NotADirectoryError) as error:
         blocker = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), folder)
         raise UsageError(
