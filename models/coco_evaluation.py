@@ -111,7 +111,23 @@ def write_results(folder: Path, entries: Mapping[str, list[dict]]) -> list[Path]
 def average_precision(
     ground_truth: Mapping, entries: Sequence[Mapping], kind: str, image_ids: Sequence[int] | None = None
 ) -> AveragePrecision:
-    """COCO average precision.
+    """COCO average precision; arguments and errors as of `precision_table`."""
+    precision, names = precision_table(ground_truth, entries, kind, image_ids)
+    return AveragePrecision(
+        ap=mean_precision(precision[:, :, :, 0]),
+        ap50=mean_precision(precision[0, :, :, 0]),
+        ap75=mean_precision(precision[5, :, :, 0]),
+        small=mean_precision(precision[:, :, :, 1]),
+        medium=mean_precision(precision[:, :, :, 2]),
+        large=mean_precision(precision[:, :, :, 3]),
+        per_class={name: mean_precision(precision[:, :, k, 0]) for k, name in enumerate(names)},
+    )
+
+
+def precision_table(
+    ground_truth: Mapping, entries: Sequence[Mapping], kind: str, image_ids: Sequence[int] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """COCO's precisions, of which every AP is a mean, and the names of the classes.
 
     Args:
         ground_truth: a COCO annotation file's content. Left unchanged. A missing `iscrowd` is 0, a missing `area` the
@@ -119,6 +135,10 @@ def average_precision(
         entries: results as in `result_entries`, of one kind; may be empty. Left unchanged.
         kind: "bbox" or "segm".
         image_ids: score these images only; all by default.
+
+    Returns:
+        float64 [10, 101, C, 4] by IoU threshold (0.50:0.05:0.95), recall (0:0.01:1), class, and size (all, small,
+        medium, large), at 100 detections; -1 where there is no object.
 
     Raises:
         DataError: a result names an unknown image; an annotation to be scored by mask has none.
@@ -138,18 +158,9 @@ def average_precision(
         evaluation = COCOeval(truth, found, kind)
         evaluation.evaluate()
         evaluation.accumulate()
-    # [10 IoU thresholds, 101 recalls, classes, (all, small, medium, large), (1, 10, 100) detections]; -1: no object
-    precision = np.asarray(evaluation.eval["precision"])[..., -1]
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    return AveragePrecision(
-        ap=_mean(precision[:, :, :, 0]),
-        ap50=_mean(precision[0, :, :, 0]),
-        ap75=_mean(precision[5, :, :, 0]),
-        small=_mean(precision[:, :, :, 1]),
-        medium=_mean(precision[:, :, :, 2]),
-        large=_mean(precision[:, :, :, 3]),
-        per_class={names[key]: _mean(precision[:, :, k, 0]) for k, key in enumerate(evaluation.params.catIds)},
-    )
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    return precision, [names[key] for key in evaluation.params.catIds]
 
 
 def has_masks(ground_truth: Mapping) -> bool:
@@ -173,7 +184,9 @@ def _truth_annotations(ground_truth: Mapping, chosen: set[int], kind: str) -> li
         area = annotation.get("area")
         if area is None:
             width, height = annotation["bbox"][2:]
-            area = _mask_area(segmentation, *sizes[annotation["image_id"]]) if segmentation else width * height
+            area = width * height
+            if segmentation:
+                area = float(mask_api.area(truth_rle(segmentation, *sizes[annotation["image_id"]])))
         # numbered afresh from 1: pycocotools takes an object of id 0 for "no object"
         numbered = {"id": len(result) + 1, "iscrowd": annotation.get("iscrowd", 0), "area": area}
         result.append(dict(annotation) | numbered)
@@ -197,13 +210,13 @@ def _index(ground_truth: Mapping, chosen: set[int], annotations: list[dict]) -> 
     return coco
 
 
-def _mask_area(segmentation: list | Mapping, height: int, width: int) -> float:
+def truth_rle(segmentation: list | Mapping, height: int, width: int) -> dict:
+    """An annotation's polygons or run lengths as pycocotools takes them."""
     if isinstance(segmentation, list):
-        parts = mask_api.frPyObjects(segmentation, height, width)
-        return float(mask_api.area(mask_api.merge(parts)))
+        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
     if isinstance(segmentation["counts"], list):
-        return float(mask_api.area(mask_api.frPyObjects(segmentation, height, width)))
-    return float(mask_api.area(bytes_rle(segmentation)))
+        return mask_api.frPyObjects(segmentation, height, width)
+    return bytes_rle(segmentation)
 
 
 def _text_rle(rle: Mapping) -> dict:
@@ -220,6 +233,7 @@ def bytes_rle(rle: Mapping) -> dict:
     return {"size": rle["size"], "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
-def _mean(precision: np.ndarray) -> float:
+def mean_precision(precision: np.ndarray) -> float:
+    """The mean of what `precision_table` gives, or of a part of it; NaN where there is no object."""
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else math.nan

@@ -231,6 +231,7 @@ def save_comparison(
     tta: Views | None = None,
 ) -> np.ndarray:
     """Writes a picture of the detections in the first `count` images beside their ground truth; uint8 RGB [H, W, 3]."""
+    from .coco_evaluation import truth_rle
     from .inference import predict
     from .visualise import comparison_grid, overlay, save_picture
 
@@ -249,7 +250,10 @@ def save_comparison(
             [[x, y, x + width, y + height] for x, y, width, height in (o["bbox"] for o in objects)],
             [label_of[o["category_id"]] for o in objects],
             dataset.class_names,
-            masks=[_rle(o["segmentation"], record) for o in objects if "segmentation" in o] or None,
+            masks=[
+                truth_rle(o["segmentation"], record["height"], record["width"]) for o in objects if "segmentation" in o
+            ]
+            or None,
         )
         found = predict(detector, image, resize=resize, tta=tta)
         shown = (found.scores >= score_threshold).nonzero()[:, 0]
@@ -353,17 +357,6 @@ def class_table(metrics: Metrics):
 
 def _score(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _rle(segmentation: list | Mapping, record: Mapping) -> Mapping:
-    """An annotation's polygons or run lengths as compressed COCO RLE."""
-    from pycocotools import mask as mask_api
-
-    if isinstance(segmentation, list):
-        return mask_api.merge(mask_api.frPyObjects(segmentation, record["height"], record["width"]))
-    if isinstance(segmentation["counts"], list):
-        return mask_api.frPyObjects(segmentation, record["height"], record["width"])
-    return segmentation
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from .files import explained
 NAME = "sessions.jsonl"
 
 
-def note_session(folder: Path, device: torch.device, first_step: int) -> None:
+def note_session(folder: Path, device: torch.device, first_step: int, train_set, val_set) -> None:
     """Adds this process's line to the run in `folder`; nothing in it but what a report shows.
 
     Raises:
@@ -33,9 +33,16 @@ def note_session(folder: Path, device: torch.device, first_step: int) -> None:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions(),
+        "data": {"train": _data(train_set), "val": _data(val_set)},
     }
     with explained(folder / NAME), open(folder / NAME, "a", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")
+
+
+def _data(dataset) -> dict:
+    """Its folder is None where the data set is a Python object."""
+    folder = str(dataset.root.resolve()) if isinstance(dataset.root, Path) else None
+    return {"name": str(dataset.root), "folder": folder, "images": len(dataset), "classes": dataset.num_classes}
 
 
 def versions() -> dict[str, str]:

@@ -119,7 +119,7 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
         log = MetricsLog(output, resume_step=iteration if config.resume else None) if world.main else None
         bad_images = BadImages(output, len(train_set) // world.size, progress.print if world.main else print)
         if world.main:
-            note_session(output, device, iteration)
+            note_session(output, device, iteration, train_set, val_set)
             describe_run(config, detector, train_set, val_set, device, world, total, iteration)
         while True:
             # A run may have been stopped between a checkpoint and its evaluation.
