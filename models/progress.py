@@ -136,7 +136,7 @@ class MetricsLog:
 def evaluations(path: Path) -> dict[int, float]:
     """The steps that a metrics file has an evaluation of, each with its AP: of masks, or else of boxes."""
     found = {}
-    for _, values in _whole_lines(path):
+    for _, values in metric_lines(path):
         if "images" in values:
             found[values["step"]] = values.get("mask_ap", values.get("box_ap")) or 0.0
     return found
@@ -148,11 +148,7 @@ def best_step(path: Path) -> int | None:
     return max(scores, key=scores.__getitem__, default=None)
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    return [line for line, values in _whole_lines(path) if values["step"] <= step]
-
-
-def _whole_lines(path: Path) -> Iterator[tuple[str, dict]]:
+def metric_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """(line, its values) of a metrics file; a last line cut off by a crash is left out."""
     if not path.exists():
         return
@@ -163,6 +159,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[str, dict]]:
                 yield line, values
         except (ValueError, KeyError, TypeError):
             continue
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    return [line for line, values in metric_lines(path) if values["step"] <= step]
 
 
 def _short(value: object) -> str:

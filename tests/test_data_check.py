@@ -168,7 +168,7 @@ def test_faults_of_images(data, tmp_path, workers):
     assert [copy.image_info(i).file_name for i in range(len(copy))] == ["11.png", "12.png", "13.png"]
     assert sorted(path.name for path in (tmp_path / "copy/val").iterdir()) == ["11.png", "12.png", "13.png"]
     page = check_page(findings, data, folders)
-    assert "<script>" not in page and "src=" in page and "http" not in page
+    assert "<script>" not in page and "src=" in page and "http:" not in page and "https:" not in page
     headers, _ = check_dataset(data, quick=True)
     assert {"missing image", "size other than annotated"} <= set(headers.counts)
 

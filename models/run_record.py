@@ -1,0 +1,191 @@
+"""What a training run has kept, read back for a report: settings, metrics, sessions, results of the last evaluation.
+
+Folders of runs are handed around, and a run may still be going or have been cut off at any moment: what is not there,
+or not as it should be, is a DataError or a note for the reader, and nothing in a folder is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .data.segmentation import MalformedAnnotation, are_numbers, checked_run_lengths
+from .errors import DataError
+from .progress import metric_lines
+from .sessions import NAME as SESSIONS
+
+LARGEST_JSON = 4 * 2**30
+"""Bytes. COCO's 5,000 images with 100 masks each take about 0.3 GB."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Numbers that are not finite are NaN throughout."""
+
+    folder: Path
+    settings: dict[str, object]
+    """Of config.json, unfolded: {"detector.rpn.top_k": 1000, ...}"""
+    steps: list[dict[str, float]]
+    """Lines of metrics.jsonl from training"""
+    evaluations: list[dict[str, float]]
+    """... and from evaluations"""
+    sessions: list[dict]
+    """A line for each time that it was started or continued: `models.sessions`"""
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def epoch(self, step: float) -> float:
+        """The epochs that `step` steps are; NaN where no line says."""
+        for line in reversed(self.steps):
+            if line.get("epoch", 0) > 0:
+                return step * line["epoch"] / line["step"]
+        return math.nan
+
+    def seconds(self) -> float:
+        """How long it has run: from each start to its last line. NaN where no time was kept.
+
+        Steps that an interruption undid are not in it, nor is what came behind the last line.
+        """
+        lines = [line["time"] for line in self._by_time()]
+        starts = [session["time"] for session in self.sessions]
+        if not lines or not starts:
+            return math.nan
+        total, before = 0.0, min(starts)
+        for moment in lines:
+            begun = [start for start in starts if before < start <= moment]
+            total += moment - max([before, *begun])
+            before = moment
+        return total
+
+    def evaluation_seconds(self) -> float:
+        """How much of that were evaluations."""
+        total, before = 0.0, math.nan
+        for line in self._by_time():
+            if "images" in line and not math.isnan(before):
+                starts = [session["time"] for session in self.sessions if before < session["time"] <= line["time"]]
+                total += line["time"] - max([before, *starts])
+            before = line["time"]
+        return total if not math.isnan(before) else math.nan
+
+    def _by_time(self) -> list[dict[str, float]]:
+        return sorted((x for x in self.steps + self.evaluations if "time" in x), key=lambda line: line["time"])
+
+    def last_step(self) -> int:
+        return int(max([0, *(line["step"] for line in self.steps + self.evaluations)]))
+
+    def is_finished(self) -> bool:
+        """Whether the step that was to be the last has been evaluated."""
+        limit, epochs = self.settings.get("max_iterations"), self.settings.get("epochs")
+        step = self.last_step()
+        if not any(line["step"] == step for line in self.evaluations):
+            return False
+        reached = isinstance(epochs, int) and self.epoch(step) >= epochs - 1e-6
+        return reached or (isinstance(limit, int) and step >= limit)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Raises DataError if it is no folder of a run, or its settings cannot be read."""
+    config = folder / "config.json"
+    if not config.is_file():
+        runs = sorted(path.parent for path in folder.glob("*/config.json"))[:5] if folder.is_dir() else []
+        why = "it has no config.json, which a run begins with" if folder.is_dir() else "there is no such folder"
+        near = "\n".join(f"python -m models.report {run}" for run in runs)
+        fix = near or "name the --output of a models.train: python -m models.report runs/scnet-small"
+        raise DataError("this is not the folder of a training run", where=folder, why=why, fix=fix)
+    settings = _read_json(config, dict, "the settings of the run cannot be read")
+    lines = [_numbers(values) for _, values in metric_lines(folder / "metrics.jsonl")]
+    lines = [line for line in lines if line["step"] >= 0 and line.get("images", 0) >= 0]  # no NaN either
+    sessions = [values for values in _json_lines(folder / SESSIONS) if _is_time(values.get("time"))]
+    return RunRecord(
+        folder,
+        _unfolded(settings),
+        [line for line in lines if "images" not in line],
+        [line for line in lines if "images" in line],
+        sorted(sessions, key=lambda session: session["time"]),
+    )
+
+
+def read_results(path: Path, ground_truth: Mapping) -> list[dict]:
+    """The entries of a COCO results file of one kind, checked against the annotations.
+
+    Raises:
+        DataError: not such a file, or with an entry that cannot be of these annotations.
+    """
+    what = "the detections of the run cannot be used"
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    categories = {category["id"] for category in ground_truth["categories"]}
+    entries = _read_json(path, list, what)
+    for number, entry in enumerate(entries):
+        try:
+            _check_entry(entry, sizes, categories)
+        except (MalformedAnnotation, KeyError, TypeError, ValueError, OverflowError) as error:
+            why = f"entry {number}: " + (f"{error} is missing" if isinstance(error, KeyError) else str(error))
+            raise DataError(what, where=path, why=why, fix="python -m models.evaluate writes such a file") from error
+    return entries
+
+
+def _check_entry(entry: dict, sizes: Mapping, categories: set) -> None:
+    if entry["image_id"] not in sizes or entry["category_id"] not in categories:
+        raise ValueError(f"image {entry['image_id']!r:.40} or category {entry['category_id']!r:.40} is not in the data")
+    numbers = [entry["score"], *entry.get("bbox", ())]
+    if not are_numbers(numbers) or not all(map(math.isfinite, numbers)) or len(numbers) not in (1, 5):
+        raise ValueError("score and bbox must be finite numbers")
+    if "segmentation" in entry:
+        if not isinstance(entry["segmentation"], dict):
+            raise ValueError("segmentation must be run lengths")
+        checked_run_lengths(entry["segmentation"], *sizes[entry["image_id"]])
+    elif len(numbers) == 1:
+        raise ValueError("it has neither bbox nor segmentation")
+
+
+def _read_json(path: Path, kind: type, what: str):
+    try:
+        if os.path.getsize(path) > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, kind):
+            raise ValueError(f"expected {'a list' if kind is list else 'an object'}, got {type(value).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(what, where=path, why=error) from error
+    return value
+
+
+def _json_lines(path: Path) -> list[dict]:
+    """The objects of a file of lines; what a crash has cut off is left out."""
+    result = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            result.append(value)
+    return result
+
+
+def _numbers(values: Mapping) -> dict[str, float]:
+    """Only what is a number; null, as the log writes NaN, is NaN."""
+    kept = {name: value for name, value in values.items() if value is None or type(value) in (int, float)}
+    return {
+        name: float(value) if value is not None and abs(value) < 1e300 else math.nan for name, value in kept.items()
+    }
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e11  # seconds since 1970, and no NaN
+
+
+def _unfolded(values: Mapping, prefix: str = "") -> dict[str, object]:
+    result: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= _unfolded(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result
