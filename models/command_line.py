@@ -300,6 +300,12 @@ def _machine_fault(error: Exception) -> MachineError | None:
         return MachineError("too many open files", where=error.filename, why=error.strerror, fix=fix)
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         return MachineError("the system refused", where=error.filename, why=error.strerror)
+    if type(error).__name__ == "DistBackendError" or (isinstance(error, RuntimeError) and "/gloo/" in str(error)):
+        return MachineError(
+            "another process of the job has ended, or cannot be reached",
+            why=str(error).splitlines()[0],
+            fix="its own message says why. --resume goes on from the last checkpoint",
+        )
     if (
         isinstance(error, ModuleNotFoundError)
         and error.name

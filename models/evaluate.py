@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,6 +95,7 @@ def evaluate_detector(
     half: bool = False,
     partial: Path | None = None,
     world: World | None = None,
+    note: Callable[[str], None] = lambda what: None,
 ) -> Metrics | None:
     """COCO average precision of a detector on a data set. Masks go from 28 x 28 straight to run lengths.
 
@@ -109,6 +110,7 @@ def evaluate_detector(
         partial: a file that the results are kept in while it lasts; where it holds some of the same evaluation, which
             was interrupted, they are not computed again.
         world: processes that share the images; the result is the main one's, and None in the others.
+        note: told what is done, with each batch, for the watchdog.
     """
     import torch
 
@@ -144,6 +146,7 @@ def evaluate_detector(
         progress.advance(len(image_ids), speed="continued")
     loader = evaluation_loader(dataset, batch_size, resize, workers, world.rank, world.size, max_images=max_images)
     loader.set_epoch(0, start_batch=len(kept.batches))
+    note("detecting")
     for batch in loader:
         start = time.perf_counter()
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
@@ -164,12 +167,15 @@ def evaluate_detector(
         for kind, new in batch_entries.items():
             entries.setdefault(kind, []).extend(new)
         image_ids += batch.image_ids
+        note("detecting")
         if progress is not None:
             progress.advance(len(results) * world.size, speed=f"{_images_per_second(times) * world.size:.1f} images/s")
+    note("waiting")
     shares = gather({"entries": entries, "image_ids": image_ids, "speed": _images_per_second(times)})
     if shares is None:
         kept.remove()
         return None
+    note("evaluating")
     for other in shares[1:]:
         for kind, new in other["entries"].items():
             entries.setdefault(kind, []).extend(new)

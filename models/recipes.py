@@ -100,7 +100,8 @@ class TrainConfig:
     compress_gradients: bool = False
     """Several processes: gradients travel in bfloat16, half the bytes."""
     rank_timeout: float = 600.0
-    """Several processes: seconds that one may keep the others waiting before the job ends."""
+    """Seconds without progress of a process after which the run ends, naming process, step and stacks. What takes long
+    by nature (saving, evaluating, the first step) has longer."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes CUDA where it is, each process of a job a GPU of its own."""
     workers: int = 2

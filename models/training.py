@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import resource
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,6 +45,7 @@ from .recomputation import recompute_activations
 from .resume import RunFolder, TrainingState
 from .sessions import note_session
 from .training_step import TrainingStep
+from .watchdog import LIMITS, Watchdog, job_store
 
 NOBODY = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
 """What the processes beside the main one show their progress to."""
@@ -65,12 +68,18 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         parts = f"{world.size} processes x --accumulate {config.accumulate}"
         raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", f"{parts} parts")
     device = own_device(config.device, world)
-    with joined(world, device, config.rank_timeout):
-        train_together(scaled(config), world, device, train_set, val_set)
+    # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
+    with joined(world, device, max(LIMITS.values()) + config.rank_timeout):
+        store = job_store(config.rank_timeout) if world.size > 1 else None
+        with Watchdog(world.rank, world.size, store, config.rank_timeout) as watchdog:
+            train_together(scaled(config), world, device, train_set, val_set, watchdog)
 
 
-def train_together(config: TrainConfig, world: World, device: torch.device, train_set, val_set) -> None:
+def train_together(
+    config: TrainConfig, world: World, device: torch.device, train_set, val_set, watchdog: Watchdog
+) -> None:
     """`train` in each process of a job. The main one writes and talks; the others only compute."""
+    config = dataclasses.replace(config, resume=on_main(lambda: config.resume or was_restarted(config)))
     with first_on_its_machine(world):
         train_set, val_set = open_data(config, train_set, val_set)
     check_same_classes(
@@ -115,7 +124,7 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
         iteration = run.first_step
         if run.checkpoint is not None:
             state.restore(run.checkpoint)
-        make_step = TrainingStep(config, output, state, world, amp_dtype)
+        make_step = TrainingStep(config, output, state, world, amp_dtype, watchdog.note)
         log = MetricsLog(output, resume_step=iteration if config.resume else None) if world.main else None
         bad_images = BadImages(output, len(train_set) // world.size, progress.print if world.main else print)
         if world.main:
@@ -128,7 +137,9 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
             ):
                 stop.at_once()
                 start = time.monotonic()
-                evaluate(config, state.result, val_set, output, log, iteration, progress, world)
+                note = functools.partial(watchdog.note, iteration)
+                evaluate(config, state.result, val_set, output, log, iteration, progress, world, note)
+                note("evaluating" if world.main else "waiting")
                 window.leave_out(time.monotonic() - start)
             if iteration == total:
                 break
@@ -136,7 +147,11 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
             loader.set_epoch(epoch, first_step * config.accumulate)
             stop.after_step()
             batches = iter(loader)
-            while parts := list(itertools.islice(batches, config.accumulate)):
+            while True:
+                watchdog.note(iteration + 1, "loading")
+                parts = list(itertools.islice(batches, config.accumulate))
+                if not parts:
+                    break
                 for batch in parts:
                     bad_images.note(batch.broken)
                 rate = learning_rate(config, iteration, steps_per_epoch)
@@ -147,6 +162,7 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
 
                 if iteration % config.log_every == 0 or iteration == total:
                     means = window.means()
+                    watchdog.note(iteration, "all-reduce")
                     memory = max_over_ranks(memory_peak(device))
                     if world.main:
                         log.write(
@@ -169,6 +185,7 @@ def train_together(config: TrainConfig, world: World, device: torch.device, trai
                         "epoch": epoch,
                         "batches_done": iteration - epoch * steps_per_epoch,
                     }
+                    watchdog.note(iteration, "saving" if world.main else "waiting")
                     run.save(iteration, state, position, best_step(log.path) if world.main else None, must_save)
                 if must_stop:
                     stop.end(iteration)
@@ -261,8 +278,21 @@ def memory_peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def was_restarted(config: TrainConfig) -> bool:
+    """Whether torchrun has started this job again, after a process of it had ended, and there is a run to continue."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (config.output / "config.json").exists()
+
+
 def evaluate(
-    config, detector, dataset, output: Path, log: MetricsLog | None, iteration: int, progress: Progress, world: World
+    config,
+    detector,
+    dataset,
+    output: Path,
+    log: MetricsLog | None,
+    iteration: int,
+    progress: Progress,
+    world: World,
+    note: Callable[[str], None],
 ) -> None:
     """AP on the validation images, the weights file with it, and a picture of detections beside the ground truth."""
     num_images = min(len(dataset), config.max_evaluation_images or len(dataset))
@@ -276,6 +306,7 @@ def evaluate(
         results_folder=output,  # what models.report looks at
         partial=output / "evaluation.partial.jsonl",
         world=world,
+        note=note,
     )
     if metrics is None:  # the main process has them
         return

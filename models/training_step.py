@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,12 +28,20 @@ class TrainingStep:
     Args:
         output: folder of the run, for the replay of a step whose loss is not finite.
         amp_dtype: of automatic mixed precision; None: float32.
+        note: told the step and what is done, for the watchdog.
     """
 
     def __init__(
-        self, config: TrainConfig, output: Path, state: TrainingState, world: World, amp_dtype: torch.dtype | None
+        self,
+        config: TrainConfig,
+        output: Path,
+        state: TrainingState,
+        world: World,
+        amp_dtype: torch.dtype | None,
+        note: Callable[[int, str], None],
     ) -> None:
         self.config, self.output, self.state, self.world, self.amp_dtype = config, output, state, world, amp_dtype
+        self._note, self._first = note, True
         self.parameters = [parameter for parameter in state.detector.parameters() if parameter.requires_grad]
         self._losses = _Losses(state.detector)
         if world.size > 1:
@@ -56,13 +64,18 @@ class TrainingStep:
             MachineError: out of memory; likewise.
         """
         state, optimizer = self.state, self.state.optimizer
+        # The first step chooses and compiles kernels, forward and backward, and may take minutes.
+        forward, backward = ("first step", "first step") if self._first else ("forward", "backward")
+        self._first = False
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
         optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
         values: dict[str, Tensor] = {}
         for index, batch in enumerate(parts):
+            self._note(step, forward)
             with explained_memory(step, batch, state.detector, optimizer), self._reducing(index == len(parts) - 1):
                 losses = self._part_losses(step, index, len(parts), batch)
+                self._note(step, backward)
                 state.scaler.scale(losses["loss"] / len(parts)).backward()
             for name, value in losses.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(parts)
@@ -70,11 +83,13 @@ class TrainingStep:
         limit = self.config.optimizer.clip_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
         own = values
+        self._note(step, "all-reduce")
         if self.world.size > 1:
             values, must_stop = _agreed(values, stop.asked is not None)
         # In float16 the gradient may overflow: the scaler leaves such a step out and scales less.
         norms = {} if self.amp_dtype is torch.float16 else {"gradient_norm": norm}
         check_finite(self.config, self.output, self.world, step, values | norms, own, state.detector, parts)
+        self._note(step, "updating")
         state.scaler.step(optimizer)
         state.scaler.update()
         if state.averaged is not None:

@@ -166,19 +166,27 @@ class Watchdog:
         if self._watcher and self._size > len(ranks) and self._now() - self._start > self._limit("starting"):
             absent = sorted(set(range(self._size)) - ranks.keys())
             return self._report(f"the job hangs: ranks {absent} have not started", {}, ranks)
-        if self._watcher and self._size > 1 and len(ranks) == self._size:
-            waits = [note["idle"] + silence for note, silence in ranks.values() if note["what"] in WAITING]
-            if waits and min(waits) > self._timeout and all(n["what"] in (*WAITING, ENDED) for n, _ in ranks.values()):
-                odd = _odd_ones(ranks)
-                why = "" if odd else ", at the same place: the network, or tensors whose shapes differ between them"
-                return self._report(f"the job hangs: all ranks wait for each other{why}", odd, ranks)
+        if self._watcher and self._size > 1 and len(ranks) == self._size and self._all_wait(ranks):
+            odd = _odd_ones(ranks)
+            why = "" if odd else ", at the same place: the network, or tensors whose shapes differ between them"
+            return self._report(f"the job hangs: all ranks wait for each other{why}", odd, ranks)
         return None
 
     def _is_over(self, note: dict, silence: float) -> bool:
         if note["what"] == ENDED:
             return False
         idle = note["idle"] + silence
-        return silence > self._timeout or (note["what"] not in WAITING and idle > self._limit(note["what"]))
+        silent = silence > max(self._timeout, 4 * BEAT)  # on a busy machine a beat or two may be late
+        return silent or (note["what"] not in WAITING and idle > self._limit(note["what"]))
+
+    def _all_wait(self, ranks: dict) -> bool:
+        """For too long, and all of them alive: one that is not will be found by its silence."""
+        waits = [note["idle"] + silence for note, silence in ranks.values() if note["what"] in WAITING]
+        calm = all(
+            note["what"] == ENDED or (note["what"] in WAITING and silence < 3 * BEAT)
+            for note, silence in ranks.values()
+        )
+        return calm and bool(waits) and min(waits) > self._timeout
 
     def _limit(self, what: str) -> float:
         return max(self._timeout, LIMITS.get(what, 0.0))

@@ -1,0 +1,130 @@
+"""Jobs of several ranks that start at no cost: ranks and launcher are forked from a process that has imported torch.
+
+The launcher does for its ranks what torchrun does: it tells them their place, hands SIGTERM on, ends all when one ends
+with an error. Real ones are in test_torchrun.py.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from models import progress, training
+from models.command_line import _machine_fault, print_error
+from models.errors import UserError
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def prepare_process() -> None:
+    """Of the process that jobs are forked from. Orphans of a launcher become its children, so that it sees their end;
+    what is of no interest and costs more than the rest of a run is left out."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    training.save_comparison = lambda *_, **__: np.zeros((2, 2, 3), np.uint8)
+    progress.importlib.util.find_spec = lambda name: None
+
+
+def start_job(config, ranks: int, log: Path, prepare: Callable[[int], None] = lambda rank: None) -> int:
+    """The launcher's process id. It ends as the first rank with an error does; "log.0" and so on get what ranks print.
+
+    Args:
+        prepare: called in each rank before it begins.
+    """
+    launcher = os.fork()
+    if launcher:
+        return launcher
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    members: dict[int, int] = {}
+
+    def hand_on(number, _frame) -> None:
+        for process in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        members[_start_rank(config, place if ranks > 1 else {}, Path(f"{log}.{rank}"), lambda r=rank: prepare(r))] = (
+            rank
+        )
+    signal.signal(signal.SIGTERM, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    first, codes, asked = 0, {}, None
+    while members:
+        process, status = os.waitpid(-1, os.WNOHANG if asked else 0)
+        if not process:
+            if time.monotonic() - asked > 10:  # a rank may wait for one that is gone
+                hand_on(signal.SIGKILL, None)
+            time.sleep(0.01)
+            continue
+        codes[members.pop(process)] = code = os.waitstatus_to_exitcode(status)
+        if code and not first:
+            first, asked = code, time.monotonic()
+            hand_on(signal.SIGTERM, None)
+    Path(f"{log}.codes").write_text(str(codes))
+    os._exit(first % 256)
+
+
+def _start_rank(config, place: dict, log: Path, prepare: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.environ |= {name: str(value) for name, value in place.items()}
+        prepare()
+        resume = (config.output / "config.json").exists()
+        training.train(dataclasses.replace(config, resume=resume))
+        code = 0
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "exit_code", 130)
+    except Exception as error:  # as `models.command_line.run` would end it
+        fault = error if isinstance(error, UserError) else _machine_fault(error)
+        if fault is None:
+            traceback.print_exc()
+        else:
+            code = fault.exit_code
+            print_error(fault)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def descendants(process: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return [each for child in map(int, children) for each in (child, *descendants(child))]
+    return []
+
+
+def end_of_job(launcher: int, timeout: float = 60.0) -> int:
+    """The launcher's exit code, when it and every rank, orphans too, have ended; TimeoutError if they do not."""
+    deadline, code = time.monotonic() + timeout, None
+    while True:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return code
+        if process == launcher:
+            code = os.waitstatus_to_exitcode(status)
+        if not process:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {launcher} did not end: {descendants(os.getpid())}")
+            time.sleep(0.01)
