@@ -4,8 +4,9 @@ with Watchdog(rank, size, job_store(timeout), timeout) as watchdog:
     watchdog.note(step, "forward")   # as often as one likes: it only remembers the time
 
 A thread of each process writes what was noted to the store of the job, once a second; a second thread judges, and never
-waits for the network. Up to 16 processes, spread over the job, read the notes of all. `waiting` is what tells a culprit
-from those that wait for it: a process that waits may do so as long as another one works within its limit.
+waits for the network. Up to 16 processes, spread over the job, read the notes of all. A process may wait for others as
+long as one of them works within its limit; if all of them wait, the one that waits elsewhere, or does not wait at all,
+is to blame.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 EXIT_CODE = 75
 """Of a process that ends for a hang: EX_TEMPFAIL of sysexits.h, "try again"."""
-WAITING = ("backward", "all-reduce", "waiting")
-"""What a process does that needs the others; the gradients are reduced within the backward pass."""
+WAITING = ("forward", "backward", "all-reduce", "waiting")
+"""In which a process may wait for others: losses divide by sums over all ranks, gradients are reduced as they come."""
+COMMUNICATION = ("/torch/distributed/", "/torch/nn/parallel/distributed.py", "/torch/nn/modules/_functions.py")
+"""Files that a process is in while it waits for others; the last are batch norms that are in step."""
 LIMITS = {"starting": 1800.0, "first step": 1800.0, "saving": 1800.0, "evaluating": 3600.0}
 """Seconds that these may take at least, whatever the timeout: data are indexed, kernels chosen and compiled, a slow
 disk is written to, average precision is computed by one process."""
@@ -66,6 +69,7 @@ class Watchdog:
     def note(self, step: int, what: str) -> None:
         """This process has got as far as `what` ("loading", "forward", "all-reduce", "saving" ...) of a step."""
         self._at = (step, what, self._now())
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> Watchdog:
         self._parent = os.getppid()
@@ -91,7 +95,13 @@ class Watchdog:
     def _described(self) -> dict:
         step, what, since = self._at
         now = self._now()
-        return {"step": step, "what": what, "idle": max(0.0, now - since), "time": now} | self._process
+        note = {"step": step, "what": what, "idle": max(0.0, now - since), "time": now} | self._process
+        frame = sys._current_frames().get(self._thread)
+        if frame is not None:
+            code = frame.f_code
+            note["in"] = f"{code.co_name} ({os.path.basename(code.co_filename)}:{frame.f_lineno})"
+            note["communicates"] = what == "backward" or any(part in code.co_filename for part in COMMUNICATION)
+        return note
 
     # ---- at the store
 
@@ -251,7 +261,10 @@ def job_store(timeout: float) -> Store:
 
 
 def _odd_ones(ranks: dict[int, tuple[dict, float]]) -> dict[int, tuple[dict, float]]:
-    """Those that wait at another place than most; of two halves, those that are ahead, which left something out."""
+    """Those that do not wait, or at another place than most; of two halves those ahead, which left something out."""
+    busy = [rank for rank, (note, _) in ranks.items() if note["what"] != ENDED and not note.get("communicates", True)]
+    if 0 < len(busy) < len(ranks):
+        return {rank: ranks[rank] for rank in busy}
     places: dict[tuple, list[int]] = {}
     for rank, (note, _) in ranks.items():
         places.setdefault((note["what"] == ENDED, note["step"], note["what"]), []).append(rank)
@@ -264,7 +277,7 @@ def _where(rank: int, note: dict, silence: float) -> str:
     if silence > 2 * BEAT:
         text += f", when last heard of {silence:.0f} s ago"
     else:
-        text += f", for {note['idle'] + silence:.0f} s"
+        text += f", for {note['idle'] + silence:.0f} s, in {note.get('in', 'no code of Python')}"
     state = state_of(note)
     return text if state is None else f"{text}: {state}"
 

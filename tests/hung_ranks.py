@@ -118,7 +118,7 @@ def finish(job: dict, timeout: float) -> dict:
         os.kill(job["ranks"][culprit], signal.SIGKILL)
         os.waitpid(job["ranks"][culprit], 0)
     text = "".join(log.read_text(errors="replace") for log in job["logs"])
-    named = re.findall(r"culprit: rank (\d+) \(process (\d+) on \S+\), step (\d+), (\S+),(.*)", text)
+    named = re.findall(r"culprit: rank (\d+) \(process (\d+) on \S+\), step (\d+), ([\w -]+),(.*)", text)
     killed = kind in ("stopped", "interpreter's lock held")
     expected = {r: -signal.SIGKILL if killed and r == culprit else EXIT_CODE for r in codes}
     wrong = []

@@ -41,7 +41,7 @@ def test_a_stopped_rank_is_named_killed_and_continued_from(report):
     assert found["codes"] == {"0": EXIT_CODE, "1": -9}
     text = found["logs"][0]
     culprit = (
-        r"culprit: rank 1 \(process \d+ on \S+\), step \d, [\w ]+, when last heard of \d+ s ago: stopped \(SIGSTOP\)"
+        r"culprit: rank 1 \(process \d+ on \S+\), step \d, [\w -]+, when last heard of \d+ s ago: stopped \(SIGSTOP\)"
     )
     assert re.search(culprit, text)
     assert "at:      step 2, where the others wait" in text and "in train_together" in text
@@ -60,15 +60,15 @@ def test_a_loss_that_is_not_finite_in_one_rank_stops_all_before_the_step(report)
 
 def test_out_of_memory_in_one_rank_ends_all(report):
     found = report["memory"]
-    assert found["codes"] == {"0": 4, "1": 4}
+    # The other is told by its broken connection, and by the launcher's SIGTERM, whichever comes first.
+    assert found["codes"]["1"] == 4 and found["codes"]["0"] in (4, -15)
     assert "out of memory at step 2" in found["logs"][1]
-    assert "another process of the job has ended" in found["logs"][0]
 
 
 def test_a_killed_loader_worker_of_one_rank_is_replaced(report):
     found = report["worker"]
     assert found["codes"] == {"0": 0, "1": 0} and found["differences"] == []
-    assert "died" in "".join(found["logs"])
+    assert "is started again: killed by SIGKILL" in "".join(found["logs"])
 
 
 def test_the_launchers_end_ends_its_ranks(report):
