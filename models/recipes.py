@@ -44,7 +44,7 @@ class TrainConfig:
     """Folder in COCO layout (annotations/*.json, image folders, stuffthingmaps/ if there are any), or in VOC's
     (VOCdevkit/VOC2012)."""
     train_split: str = "train"
-    """What of --data is trained on: train, trainval, train2014, valminusminival2014 ..."""
+    """What of --data is trained on: train, trainval, train2014 ...; several, joined, as trainval2007+trainval2012."""
     val_split: str = "val"
     """What of --data is evaluated on: val, test, minival2014 ..."""
     output: Path = Path("runs/scnet")
@@ -209,6 +209,21 @@ def coco(arch: str) -> TrainConfig:
     return TrainConfig(arch=arch, output=Path(f"runs/{arch}-r50-coco"), detector=DETECTOR_CONFIGS[arch]())
 
 
+def voc(arch: str) -> TrainConfig:
+    """PASCAL VOC 2007 and 2012, tested on 2007: mmdetection's *_r50_fpn_1x_voc0712, whose 4 epochs take each image 3
+    times. With `--data VOCdevkit`."""
+    return replace(
+        coco(arch),
+        output=Path(f"runs/{arch}-r50-voc"),
+        train_split="trainval2007+trainval2012",
+        val_split="test2007",
+        decay_epochs=(9,),
+        optimizer=OptimizerConfig(lr=0.01),
+        warmup_iterations=0,
+        resize=(600, 1000),
+    )
+
+
 def presets(arch: str) -> dict[str, TrainConfig]:
     """What `--preset` chooses from; the first is the default."""
-    return {"small": small(arch), "coco": coco(arch)} | ({"tiny": tiny()} if arch == "scnet" else {})
+    return {"small": small(arch), "coco": coco(arch), "voc": voc(arch)} | ({"tiny": tiny()} if arch == "scnet" else {})

@@ -27,12 +27,12 @@ OBJECTS = {
 """(name, (xmin, ymin, xmax, ymax) as in the file, difficult)"""
 
 
-def write_voc(root, year=2012):
+def write_voc(root, year=2012, objects_of=OBJECTS):
     """A folder in VOC's layout: three images, all listed in each split."""
     folder = root / f"VOC{year}"
     for name in ("JPEGImages", "Annotations", "ImageSets/Main", "ImageSets/Segmentation", "SegmentationObject"):
         (folder / name).mkdir(parents=True)
-    for red, (name, objects) in enumerate(OBJECTS.items()):
+    for red, (name, objects) in enumerate(objects_of.items()):
         Image.new("RGB", (WIDTH, HEIGHT), (40 * red, 99, 199)).save(folder / f"JPEGImages/{name}.jpg")
         numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
         for number, (_, (x1, y1, x2, y2), _) in enumerate(objects, 1):
@@ -44,7 +44,7 @@ def write_voc(root, year=2012):
         (folder / f"Annotations/{name}.xml").write_text(xml(objects))
     for kind in ("Main", "Segmentation"):
         for split in ("train", "val", "trainval"):
-            (folder / f"ImageSets/{kind}/{split}.txt").write_text("\n".join(OBJECTS) + "\n")
+            (folder / f"ImageSets/{kind}/{split}.txt").write_text("\n".join(objects_of) + "\n")
     return folder
 
 
@@ -117,8 +117,11 @@ def test_years(voc):
     assert VocDataset(voc.parent, "voc_2007_val").root == folder
     with pytest.raises(DataError, match=r"several years[\s\S]*VOC2007, VOC2012"):
         VocDataset(voc.parent, "val")
+    assert VocDataset(voc.parent, "val2007").root == folder
     with pytest.raises(DataError, match="lacks this year"):
         VocDataset(voc.parent, "voc_2010_val")
+    with pytest.raises(DataError, match="is of another year"):
+        VocDataset(folder, "val2012")
 
 
 def test_own_classes(voc):

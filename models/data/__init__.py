@@ -11,6 +11,7 @@ _HOME = {
     "Batch": "batch",
     "BatchLoader": "loader",
     "CocoDataset": "coco",
+    "JoinedImages": "joined",
     "PackedMasks": "batch",
     "PythonDataset": "python",
     "SceneSettings": "scene",

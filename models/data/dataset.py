@@ -134,6 +134,11 @@ class AnnotatedImages:
         """int32 [len(self), 2] (height, width) of the image files."""
         return self.annotations.sizes[self._kept]
 
+    @property
+    def image_ids(self) -> np.ndarray:
+        """int64 [len(self)]."""
+        return self.annotations.image_ids[self._kept]
+
     def image_info(self, index: int) -> ImageInfo:
         row = self._kept[index]
         height, width = self.annotations.sizes[row].tolist()

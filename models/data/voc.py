@@ -69,9 +69,9 @@ class VocDataset(AnnotatedImages):
     labels.txt of the folder, one a line.
 
     Args:
-        root: VOCdevkit/VOC2012, or a VOCdevkit with one year in it.
-        split: "train", "val", "trainval" or "test"; "voc_2012_train" chooses among the years of a VOCdevkit, and
-            "voc_2012_train_cocostyle" is the same (masks are read where the detector needs them).
+        root: VOCdevkit/VOC2012, or a VOCdevkit.
+        split: "train", "val", "trainval" or "test"; "train2012" and "voc_2012_train" choose among the years of a
+            VOCdevkit, and "voc_2012_train_cocostyle" is the same (masks are read where the detector needs them).
         training: leave out images without any object. Evaluation has all.
         boxes_only: masks are not read, and need not be there (for detectors without a mask head).
         annotation_file: a COCO-style file instead of the ones looked for; relative to `root` or absolute.
@@ -88,7 +88,7 @@ class VocDataset(AnnotatedImages):
         boxes_only: bool = False,
         annotation_file: str | Path | None = None,
     ) -> None:
-        year, split = _catalogue_name(split)
+        year, split = _year_and_name(split)
         folder = _year_folder(existing_folder(root), year)
         year = year or (int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None)
         file = folder / (annotation_file or f"Annotations/pascal_{split}{year or ''}.json")
@@ -109,15 +109,19 @@ class VocDataset(AnnotatedImages):
         return _content(self._folder, self.annotation_file, self._boxes_only)
 
 
-def _catalogue_name(split: str) -> tuple[int | None, str]:
-    """(year, split) of "voc_2012_train"; (None, "train") of "train"."""
-    match = re.fullmatch(r"voc_(\d{4})_(\w+?)(_cocostyle)?", split)
-    return (int(match[1]), match[2]) if match else (None, split)
+def _year_and_name(split: str) -> tuple[int | None, str]:
+    """(2012, "train") of "train2012" and of "voc_2012_train"; (None, "train") of "train"."""
+    if match := re.fullmatch(r"voc_(\d{4})_(\w+?)(_cocostyle)?", split):
+        return int(match[1]), match[2]
+    match = re.fullmatch(r"(train|val|trainval|test)(\d{4})", split)
+    return (int(match[2]), match[1]) if match else (None, split)
 
 
 def _year_folder(root: Path, year: int | None) -> Path:
-    if _is_year(root):
+    if _is_year(root) and (year is None or not re.fullmatch(r"VOC\d{4}", root.name) or root.name == f"VOC{year}"):
         return root
+    if _is_year(root):
+        raise DataError("the folder is of another year", where=root, why=f"asked for is {year}", fix=f"{root.parent}")
     years = sorted(path for path in root.glob("VOC*") if _is_year(path))
     chosen = [path for path in years if year is None or path.name == f"VOC{year}"]
     if len(chosen) != 1:
@@ -125,7 +129,7 @@ def _year_folder(root: Path, year: int | None) -> Path:
             "the VOC folder has several years" if chosen else "the VOC folder lacks this year",
             where=root,
             why=f"it has {', '.join(path.name for path in years)}",
-            fix=f"name one: {years[-1]}",
+            fix="give the split's year, as trainval2007 or trainval2007+trainval2012; or the folder of one year",
         )
     return chosen[0]
 
