@@ -18,7 +18,9 @@ from models.data.check import check_dataset
 from models.data.check_page import check_page
 from models.data.crossings import crosses_itself
 from models.data.findings import KINDS
+from models.data.voc_xml import read_voc_file
 from models.errors import DataError, UsageError
+from models.images import read_label_map
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
 BOW_TIE = [10, 10, 30, 30, 30, 10, 10, 30]
@@ -194,8 +196,60 @@ def test_voc_folders_are_checked(tmp_path):
     findings, _ = check_dataset(folder, ("train",))
     assert findings.counts["unreadable annotation of an image"] == 2  # in the list of boxes and in that of masks
     assert findings.counts["box reaches beyond its image"] == 2
-    with pytest.raises(UsageError, match="COCO's layout only"):
-        check_dataset(folder, fix=tmp_path / "copy")
+
+
+def test_a_voc_folder_is_mended_in_its_own_layout(tmp_path):
+    folder = write_voc(tmp_path / "devkit")
+    good_copy = tmp_path / "good"
+    assert check_dataset(folder, fix=good_copy)[0].all == []
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        other = good_copy / path.relative_to(folder)
+        assert other.read_bytes() == path.read_bytes(), path
+        assert path.suffix == ".txt" or os.path.samefile(path, other)
+
+    names = [f"2007_0000{number}" for number in (27, 32, 33)]
+    boxes = [("dog", (11, 6, 30, 25), 0), ("cat", (31, 1, 31, 40), 0), ("person", (31, 1, 70, 45), 0)]
+    maps = np.full((40, 60), 255, np.uint8)
+    maps[30:38, 1:9], maps[6:20, 35:55] = 1, 3  # the dog is elsewhere, and of the narrow cat there is no pixel
+    Image.fromarray(maps).save(folder / f"SegmentationObject/{names[0]}.png")
+    (folder / f"Annotations/{names[0]}.xml").write_text(xml(boxes))
+    (folder / f"JPEGImages/{names[1]}.jpg").write_text("no image")
+    (folder / f"Annotations/{names[2]}.xml").write_text("<!DOCTYPE a><annotation/>")
+    (folder / "ImageSets/Main/dog_train.txt").write_text("\n".join(f"{name}  1" for name in names))
+    content = {"images": [{"id": 1, "file_name": f"{names[0]}.jpg", "height": 40, "width": 60}]}
+    square = {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0}
+    annotations = [square | {"id": i, "image_id": 1, "category_id": key} for i, key in ((1, 12), (2, 99))]
+    categories = [{"id": 12, "name": "dog"}]
+    text = json.dumps(content | {"annotations": annotations, "categories": categories})
+    (folder / "Annotations/pascal_sbd2012.json").write_text(text)
+    (folder / "SegmentationObject/out.png").symlink_to("/etc/hostname")
+
+    mended = tmp_path / "mended"
+    findings, _ = check_dataset(folder, fix=mended)
+    assert findings.counts.keys() >= {"box under 1 pixel", "box disagrees with its mask", "unreadable image"}
+    again, _ = check_dataset(mended)
+    assert again.all == []
+    after = read_voc_file(mended / f"Annotations/{names[0]}.xml").objects
+    assert [(thing.name, thing.box) for thing in after] == [("dog", (2, 31, 9, 38)), ("person", (36, 7, 55, 20))]
+    assert (mended / f"Annotations/{names[0]}.xml").read_text().count("<part>") == 2  # all else is as it was
+    masks = read_label_map(mended / f"SegmentationObject/{names[0]}.png")
+    assert (
+        np.array_equal(masks == 1, maps == 1)
+        and np.array_equal(masks == 2, maps == 3)
+        and set(masks.flat) == {1, 2, 255}
+    )
+    assert (mended / "ImageSets/Segmentation/train.txt").read_text() == f"{names[0]}\n"
+    assert (mended / "ImageSets/Main/dog_train.txt").read_text() == f"{names[0]}  1\n"
+    assert sorted(path.name for path in (mended / "JPEGImages").iterdir()) == [f"{names[0]}.jpg"]
+    assert [path.name for path in (mended / "SegmentationObject").iterdir()] == [f"{names[0]}.png"]
+    kept = json.loads((mended / "Annotations/pascal_sbd2012.json").read_text())["annotations"]
+    assert [entry["id"] for entry in kept] == [1]
+    (folder / f"SegmentationObject/{names[0]}.png").unlink()  # boxes alone: the person's is cut at the border
+    check_dataset(folder, ("train",), fix=tmp_path / "boxes")
+    alone = read_voc_file(tmp_path / f"boxes/Annotations/{names[0]}.xml").objects
+    assert [(thing.name, thing.box) for thing in alone] == [("dog", (11, 6, 30, 25)), ("person", (31, 1, 60, 40))]
+    changes = json.loads((mended / "changes.json").read_text())
+    assert len(changes) == len(findings.all) and all(change["change"] for change in changes)
 
 
 def test_the_copy_goes_nowhere_else(data, tmp_path):

@@ -4,13 +4,11 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import DataError, UsageError, UserError
 from ..files import explained
@@ -20,21 +18,10 @@ from .annotation_json import in_chunks, read_in_chunks
 from .check_annotations import AnnotationChecker, usable_image
 from .coco import existing_folder, find_split
 from .findings import Finding, Findings
-from .voc import MASKS, is_voc, voc_splits
+from .mended_copy import CocoCopy, Split, VocCopy
+from .voc import is_voc, voc_splits, year_folder
 
 IMAGE_OUT = "image and its annotations taken out"
-
-
-class Split(NamedTuple):
-    name: str
-    image_folder: Path
-    map_folder: Path | None
-    content: dict
-    """Of the annotation file, without its annotations."""
-    chunks: Iterator[list]
-    """The annotations."""
-    boxes_only: bool = False
-    """Masks are not expected."""
 
 
 def check_dataset(
@@ -44,33 +31,39 @@ def check_dataset(
 
     Args:
         splits: their names; all that are there by default.
-        fix: a new folder for a mended copy: annotation files, hard links to the images (copies where the disk has
-            none), stuff maps, and changes.json. Nothing in `root` is changed.
+        fix: a new folder for a mended copy in the same layout: annotations, hard links to the images (copies where the
+            disk has none), maps, and changes.json. Nothing in `root` is changed.
         quick: read only the headers of images, which finds no truncated ones and no duplicates.
         workers: processes that read images.
 
     Raises:
-        DataError: there is nothing that could be checked. UsageError: `fix` is not new, or the folder is VOC's.
+        DataError: there is nothing that could be checked. UsageError: `fix` is not new.
     """
     root = existing_folder(root)
-    if fix is not None and is_voc(root):
-        raise UsageError("a mended copy is made of folders in COCO's layout only", where=root, fix="leave --fix out")
     findings, folders, seen = Findings(), {}, {}
-    with _new_folder(fix) as copy:
+    with _new_folder(fix) as folder:
+        copy = None
+        if folder is not None:
+            copy = VocCopy(year_folder(root), folder) if is_voc(root) else CocoCopy(folder)
         for split in _splits(root, splits, findings):
             folders[split.name] = split.image_folder
             _check_split(split, findings, seen, copy, quick, workers)
         if copy is not None:
-            (copy / "changes.json").write_text(json.dumps(findings.as_json(), indent=1, default=str))
+            copy.finish()
+            (folder / "changes.json").write_text(json.dumps(findings.as_json(), indent=1, default=str))
     return findings, folders
 
 
 def _splits(root: Path, names: tuple[str, ...], findings: Findings) -> Iterator[Split]:
     """Validation and test before training: where an image is in both, it is training that loses it."""
     if is_voc(root):
-        for name, folder, content in voc_splits(root, names, lambda *fault: findings.add(_voc_fault(*fault))):
-            boxes_only = not name.endswith(MASKS)
-            yield Split(name, folder, None, content, in_chunks(content.pop("annotations")), boxes_only)
+        folder = year_folder(root)
+        for name, source, content in voc_splits(root, names, lambda *fault: findings.add(_voc_fault(*fault))):
+            chunks, boxes_only = in_chunks(content.pop("annotations")), source.parent.name == "Main"
+            yield Split(name, source, folder / "JPEGImages", None, content, chunks, boxes_only)
+        for file in sorted((folder / "Annotations").glob("pascal_*.json")):
+            if not names or file.stem in names:
+                yield _coco_split(file.stem, file, folder / "JPEGImages", None)
         return
     if not names:
         files = sorted((root / "annotations").glob("instances_*.json"))
@@ -80,36 +73,37 @@ def _splits(root: Path, names: tuple[str, ...], findings: Findings) -> Iterator[
             raise DataError("there is no data set to check", where=root, why=why)
     for name in sorted(names, key=lambda name: (name.startswith("train"), name)):
         file, folder = find_split(root, name)
-        content, chunks = read_in_chunks(file)
-        lists = content if isinstance(content, dict) else {}
-        missing = [key for key in ("images", "categories") if not isinstance(lists.get(key), list)]
-        if missing or chunks is None:
-            why = f"it has no list {', '.join(missing or ['annotations'])}"
-            raise DataError("the annotation file is not COCO", where=file, why=why)
         maps = root / "stuffthingmaps" / folder.name
-        yield Split(name, folder, maps if maps.is_dir() else None, content, chunks)
+        yield _coco_split(name, file, folder, maps if maps.is_dir() else None)
+
+
+def _coco_split(name: str, file: Path, image_folder: Path, map_folder: Path | None) -> Split:
+    content, chunks = read_in_chunks(file)
+    lists = content if isinstance(content, dict) else {}
+    missing = [key for key in ("images", "categories") if not isinstance(lists.get(key), list)]
+    if missing or chunks is None:
+        why = f"it has no list {', '.join(missing or ['annotations'])}"
+        raise DataError("the annotation file is not COCO", where=file, why=why)
+    return Split(name, file, image_folder, map_folder, content, chunks)
 
 
 def _voc_fault(split: str, name: str, error: UserError) -> Finding:
     return Finding("unreadable annotation of an image", split, name, None, f"{error.what}: {error.why}", IMAGE_OUT)
 
 
-def _check_split(split: Split, findings: Findings, seen: dict, copy: Path | None, quick: bool, workers: int) -> None:
+def _check_split(
+    split: Split, findings: Findings, seen: dict, copy: CocoCopy | VocCopy | None, quick: bool, workers: int
+) -> None:
     images, dropped = _check_images(split, findings, seen, quick, workers)
     kept = {id(entry) for entry in images.values()}
     entries = [entry for entry in split.content["images"] if id(entry) in kept]
     categories = {c["id"] for c in split.content["categories"] if isinstance(c, dict) and type(c.get("id")) is int}
     checker = AnnotationChecker(findings, split.name, images, dropped, categories, split.boxes_only)
-    with _annotation_writer(split, entries, copy) as write:
+    with nullcontext() if copy is None else copy.annotations(split, entries) as take:
         for annotation in itertools.chain.from_iterable(split.chunks):
             mended = checker.mended(annotation)
-            if mended is not None:
-                write(mended)
-    for entry in entries if copy is not None else ():
-        name = Path(entry["file_name"])
-        _link(split.image_folder / name, copy / split.image_folder.name / name)
-        if split.map_folder is not None and (map_ := split.map_folder / name.with_suffix(".png")).is_file():
-            _link(map_, copy / "stuffthingmaps" / split.map_folder.name / name.with_suffix(".png"))
+            if take is not None:
+                take(annotation, mended)
 
 
 def _check_images(
@@ -195,31 +189,5 @@ def _new_folder(target: Path | None) -> Iterator[Path | None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
             copy = Path(temporary) / "copy"
-            (copy / "annotations").mkdir(parents=True)
             yield copy
             os.replace(copy, target)
-
-
-@contextmanager
-def _annotation_writer(split: Split, images: list[dict], copy: Path | None) -> Iterator[Callable[[dict], object]]:
-    """Writes the mended annotation file, an annotation at a time: the file may not fit into memory as objects."""
-    if copy is None:
-        yield lambda annotation: None
-        return
-    head = {**split.content, "images": images}
-    with open(copy / "annotations" / f"instances_{split.name}.json", "w", encoding="utf-8") as file:
-        file.write(json.dumps(head)[:-1] + ', "annotations": [')
-        separators = itertools.chain([""], itertools.repeat(", "))
-        yield lambda annotation: file.write(next(separators) + json.dumps(annotation))
-        file.write("]}")
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, which needs no space; a copy where the disk has none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        return  # named twice
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copy2(source, target)

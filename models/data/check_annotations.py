@@ -136,6 +136,8 @@ class AnnotationChecker:
         if fault == "box reaches beyond its image":
             x, y = max(box[0], 0.0), max(box[1], 0.0)
             new = [x, y, min(box[0] + box[2], image["width"]) - x, min(box[1] + box[3], image["height"]) - y]
+            if object_mask is not None and box_iou(new, object_mask) < SMALLEST_AGREEMENT:
+                new = object_mask
         elif from_mask is None:
             return self._found(fault, annotation, detail, TAKEN_OUT)
         else:

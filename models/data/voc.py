@@ -89,7 +89,7 @@ class VocDataset(AnnotatedImages):
         annotation_file: str | Path | None = None,
     ) -> None:
         year, split = _year_and_name(split)
-        folder = _year_folder(existing_folder(root), year)
+        folder = year_folder(existing_folder(root), year)
         year = year or (int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None)
         file = folder / (annotation_file or f"Annotations/pascal_{split}{year or ''}.json")
         self._folder, self._boxes_only = folder, boxes_only
@@ -117,7 +117,8 @@ def _year_and_name(split: str) -> tuple[int | None, str]:
     return (int(match[2]), match[1]) if match else (None, split)
 
 
-def _year_folder(root: Path, year: int | None) -> Path:
+def year_folder(root: Path, year: int | None = None) -> Path:
+    """The folder of a year in a VOCdevkit, or `root` itself. DataError where there is none, or more than one."""
     if _is_year(root) and (year is None or not re.fullmatch(r"VOC\d{4}", root.name) or root.name == f"VOC{year}"):
         return root
     if _is_year(root):
@@ -154,20 +155,19 @@ def _image_set(folder: Path, split: str, boxes_only: bool) -> Path:
 def voc_splits(
     root: Path, names: Sequence[str], fault: Callable[[str, str, UserError], None]
 ) -> Iterator[tuple[str, Path, dict]]:
-    """(name, image folder, content in COCO's form) of each split: the lists of ImageSets/Main with boxes alone,
-    and those of ImageSets/Segmentation, with MASKS after the name, with masks.
+    """(name, its list, content in COCO's form) of each split: the lists of ImageSets/Main with boxes alone, and those
+    of ImageSets/Segmentation, with MASKS after the name, with masks.
 
     Args:
         names: of the lists; all that are there by default.
         fault: called with (split, image's name, error) for each image that cannot be used; it is left out.
     """
-    folder = _year_folder(root, None)
+    folder = year_folder(root)
     for kind, title in (("Main", "{}"), ("Segmentation", "{}" + MASKS)):
         for file in sorted((folder / "ImageSets" / kind).glob("*.txt")):
             split = title.format(file.stem)
             if file.stem in names or (not names and "_" not in file.stem):
-                content = _content(folder, file, kind == "Main", functools.partial(fault, split))
-                yield split, folder / "JPEGImages", content
+                yield split, file, _content(folder, file, kind == "Main", functools.partial(fault, split))
 
 
 def _content(
@@ -175,7 +175,7 @@ def _content(
 ) -> dict:
     """The images that `image_set` lists, in COCO's form. One that cannot be used is an error, or goes to `fault`."""
     category_of = _categories(folder)
-    names = [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = listed_names(image_set)
     by_number = all(re.fullmatch(r"[\d_]{1,18}", name) for name in names)
     images, annotations = [], []
     for position, name in enumerate(names, 1):
@@ -192,7 +192,7 @@ def _content(
             continue
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": file.height, "width": file.width})
         for number, entry in enumerate(objects):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "number": number, **entry})
             if masks is not None:
                 mask = masks[number]
                 annotations[-1] |= {
@@ -201,6 +201,11 @@ def _content(
                 }
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def listed_names(image_set: Path) -> list[str]:
+    """The images' names in a list of ImageSets."""
+    return [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _categories(folder: Path) -> dict[str, int]:
