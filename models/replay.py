@@ -6,6 +6,7 @@ python -m models.replay runs/mine/replay/step-00001234
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,19 +62,23 @@ def check_finite(
     bad = _not_finite(values)
     if not bad:
         return
-    what = "training has diverged: a loss or the gradient is no longer finite"
-    # Where only the norm of the gradient is at fault, nobody knows whose images it came from.
-    if world.size > 1 and not _not_finite(own) and not bad[0].startswith("gradient_norm"):
-        raise DataError(
-            what, f"step {step}", ", ".join(bad), "see the message of the process whose images it came from"
-        )
+    from .distributed import gather
+
     image_ids = [image_id for batch in parts for image_id in batch.image_ids]
-    rank = f", rank {world.rank}" if world.size > 1 else ""
+    mine = f"images {image_ids}" if world.size == 1 else f"rank {world.rank}, images {image_ids}"
+    # Where only the norm of the gradient is at fault, nobody knows whose images it came from.
+    blamed = world.size == 1 or bool(_not_finite(own)) or bad[0].startswith("gradient_norm")
+    look = _write_replays(config, output, world, step, bad, detector, parts) if blamed else ""
+    found = gather([mine, look] if blamed else None)
+    if found is None:
+        time.sleep(1.0)  # a launcher ends all when one has ended, and the main process has all there is to say
+        found = [[mine, look]]
+    where, looks = zip(*filter(None, found), strict=True)
     raise DataError(
-        what,
-        where=f"step {step}{rank}, images {image_ids}",
+        "training has diverged: a loss or the gradient is no longer finite",
+        where="; ".join([f"step {step}, {where[0]}", *where[1:]]),
         why=", ".join(bad),
-        fix=f"{_write_replays(config, output, world, step, bad, detector, parts)};\n"
+        fix="\n".join(filter(None, looks)) + ";\n"
         "a smaller --optimizer.lr, longer --warmup-iterations, or --optimizer.clip-gradient-norm 10 may avoid it;\n"
         "the weights were not touched, and the last checkpoint is intact",
     )

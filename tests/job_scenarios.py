@@ -128,7 +128,6 @@ def main() -> None:
             for process in descendants(job):
                 workers = descendants(process)
                 if workers and process in _ranks(job):
-                    time.sleep(0.1)
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(workers[0], signal.SIGKILL)
                     return
