@@ -280,5 +280,5 @@ def test_the_program(data, tmp_path):
 
 def test_kinds_are_all_tested(data):
     kinds = {*ANNOTATIONS, *faulty_images(data).values(), "self-crossing polygon"}
-    kinds |= {"annotation of an image taken out", "unreadable annotation of an image"}
+    kinds |= {"annotation of an image taken out", "unreadable annotation of an image", "unusable stuff map"}
     assert kinds == set(KINDS) and mask_api.area(mask_api.frPyObjects([SQUARE], HEIGHT, WIDTH)).sum() == 400

@@ -306,10 +306,16 @@ def _image_size(image: dict, path: Path) -> tuple[int, int]:
     return height, width
 
 
+def name_from_url(image: dict) -> str | None:
+    """LVIS gives no name but "coco_url": "http://images.cocodataset.org/val2017/1.jpg", which is val2017/1.jpg."""
+    url = image.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
+
+
 def _file_name(image: dict, path: Path) -> str:
     name = image.get("file_name")
-    if name is None and isinstance(image.get("coco_url"), str):  # LVIS: http://images.cocodataset.org/val2017/1.jpg
-        name = "/".join(image["coco_url"].split("/")[-2:])
+    if name is None:
+        name = name_from_url(image)
     if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
         why = f"file_name must be a path inside the image folder, got {name!r}"
         raise DataError(

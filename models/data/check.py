@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError, UsageError, UserError
 from ..files import explained
-from ..images import image_size, path_inside, read_image
+from ..images import image_size, path_inside, read_image, read_label_map
 from ..progress import Progress
 from .annotation_json import in_chunks, read_in_chunks
+from .annotations import name_from_url
 from .check_annotations import AnnotationChecker, usable_image
 from .coco import existing_folder, find_split
 from .findings import Finding, Findings
@@ -22,6 +24,18 @@ from .mended_copy import CocoCopy, Split, VocCopy
 from .voc import is_voc, voc_splits, year_folder
 
 IMAGE_OUT = "image and its annotations taken out"
+MAP_REPLACED = "a map without labels (255) in its place"
+
+
+class Look(NamedTuple):
+    """What is seen of an image file and its stuff map."""
+
+    kind: str | None
+    """of fault"""
+    detail: str = ""
+    digest: str | None = None
+    """of the image file"""
+    map_fault: str | None = None
 
 
 def check_dataset(
@@ -44,7 +58,7 @@ def check_dataset(
     with _new_folder(fix) as folder:
         copy = None
         if folder is not None:
-            copy = VocCopy(year_folder(root), folder) if is_voc(root) else CocoCopy(folder)
+            copy = VocCopy(year_folder(root), folder) if is_voc(root) else CocoCopy(root, folder)
         for split in _splits(root, splits, findings):
             folders[split.name] = split.image_folder
             _check_split(split, findings, seen, copy, quick, workers)
@@ -66,10 +80,10 @@ def _splits(root: Path, names: tuple[str, ...], findings: Findings) -> Iterator[
                 yield _coco_split(file.stem, file, folder / "JPEGImages", None)
         return
     if not names:
-        files = sorted((root / "annotations").glob("instances_*.json"))
-        names = tuple(path.stem.removeprefix("instances_") for path in files)
+        files = [path.stem for kind in ("instances", "lvis_v1") for path in root.glob(f"annotations/{kind}_*.json")]
+        names = {name.removeprefix("instances_").removeprefix("lvis_v1_") for name in files}
         if not names:
-            why = "it holds no annotations/instances_*.json, and no JPEGImages and Annotations"
+            why = "it holds no annotations/instances_*.json or lvis_v1_*.json, and no JPEGImages and Annotations"
             raise DataError("there is no data set to check", where=root, why=why)
     for name in sorted(names, key=lambda name: (name.startswith("train"), name)):
         file, folder = find_split(root, name)
@@ -84,6 +98,9 @@ def _coco_split(name: str, file: Path, image_folder: Path, map_folder: Path | No
     if missing or chunks is None:
         why = f"it has no list {', '.join(missing or ['annotations'])}"
         raise DataError("the annotation file is not COCO", where=file, why=why)
+    for entry in content["images"]:
+        if isinstance(entry, dict) and "file_name" not in entry and (own := name_from_url(entry)) is not None:
+            entry["file_name"] = own
     return Split(name, file, image_folder, map_folder, content, chunks)
 
 
@@ -94,12 +111,12 @@ def _voc_fault(split: str, name: str, error: UserError) -> Finding:
 def _check_split(
     split: Split, findings: Findings, seen: dict, copy: CocoCopy | VocCopy | None, quick: bool, workers: int
 ) -> None:
-    images, dropped = _check_images(split, findings, seen, quick, workers)
+    images, dropped, unlabelled = _check_images(split, findings, seen, quick, workers)
     kept = {id(entry) for entry in images.values()}
     entries = [entry for entry in split.content["images"] if id(entry) in kept]
     categories = {c["id"] for c in split.content["categories"] if isinstance(c, dict) and type(c.get("id")) is int}
     checker = AnnotationChecker(findings, split.name, images, dropped, categories, split.boxes_only)
-    with nullcontext() if copy is None else copy.annotations(split, entries) as take:
+    with nullcontext() if copy is None else copy.annotations(split, entries, unlabelled) as take:
         for annotation in itertools.chain.from_iterable(split.chunks):
             mended = checker.mended(annotation)
             if take is not None:
@@ -108,9 +125,11 @@ def _check_split(
 
 def _check_images(
     split: Split, findings: Findings, seen: dict[str, str], quick: bool, workers: int
-) -> tuple[dict[int, dict], dict[int, str]]:
-    """(usable images by id, names of the images taken out by id). `seen`: digest of a file -> file, over all splits."""
+) -> tuple[dict[int, dict], dict[int, str], set[str]]:
+    """(usable images by id, names of the images taken out by id, names of those whose stuff map cannot be used).
+    `seen`: digest of a file -> file, over all splits."""
     images: dict[int, dict] = {}
+    unlabelled: set[str] = set()
     dropped: dict[int, str] = {}
     names: set[str] = set()
 
@@ -132,10 +151,12 @@ def _check_images(
         else:
             images[entry["id"]] = entry
             names.add(entry["file_name"])
-    tasks = [(split.image_folder, e["file_name"], (e["height"], e["width"]), quick) for e in images.values()]
+    folders = split.image_folder, split.map_folder
+    tasks = [(folders, e["file_name"], (e["height"], e["width"]), quick) for e in images.values()]
     with Progress(f"images of {split.name}", total=max(len(tasks), 1), unit="images") as progress:
-        for identity, (kind, detail, digest) in zip(list(images), _in_processes(tasks, workers), strict=True):
+        for identity, look in zip(list(images), _in_processes(tasks, workers), strict=True):
             progress.advance(1)
+            kind, detail, digest = look[:3]
             here = str(split.image_folder / images[identity]["file_name"])
             if kind is None and digest is not None and seen.setdefault(digest, here) != here:
                 kind, detail = "same image twice", f"the same bytes as {seen[digest]}"
@@ -143,10 +164,14 @@ def _check_images(
                 entry = images.pop(identity)
                 dropped[identity] = entry["file_name"]
                 found(kind, entry, detail)
-    return images, dropped
+            elif look.map_fault is not None:
+                name = images[identity]["file_name"]
+                unlabelled.add(name)
+                findings.add(Finding("unusable stuff map", split.name, name, None, look.map_fault, MAP_REPLACED))
+    return images, dropped, unlabelled
 
 
-def _in_processes(tasks: list[tuple], workers: int) -> Iterator[tuple]:
+def _in_processes(tasks: list[tuple], workers: int) -> Iterator[Look]:
     if workers < 2 or len(tasks) < 100:
         yield from map(_look, tasks)
         return
@@ -154,27 +179,35 @@ def _in_processes(tasks: list[tuple], workers: int) -> Iterator[tuple]:
         yield from pool.map(_look, tasks, chunksize=16)
 
 
-def _look(task: tuple[Path, str, tuple[int, int], bool]) -> tuple[str | None, str, str | None]:
-    """(kind of fault or None, detail, digest of the file) of one image."""
-    folder, name, size, quick = task
+def _look(task: tuple[tuple[Path, Path | None], str, tuple[int, int], bool]) -> Look:
+    (folder, map_folder), name, size, quick = task
     try:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            return "image outside its folder", "the name is absolute, or goes up", None
+            return Look("image outside its folder", "the name is absolute, or goes up")
         path = path_inside(folder, name)
     except DataError as error:
-        return "image outside its folder", str(error.why), None
+        return Look("image outside its folder", str(error.why))
     try:
         if not path.exists():
-            return "missing image", f"no file {path}", None
+            return Look("missing image", f"no file {path}")
         found = image_size(path) if quick else read_image(path, upright=False).shape[:2]
         if not quick and found != size == found[::-1]:
             found = read_image(path).shape[:2]  # as the reader does: the annotations may mean the upright picture
         digest = None if quick else hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     except (UserError, OSError) as error:
-        return "unreadable image", " ".join(str(error).split()), None
+        return Look("unreadable image", " ".join(str(error).split()))
     if found != size and not (quick and found[::-1] == size):
-        return "size other than annotated", f"(height, width) is {tuple(found)}, annotated is {size}", None
-    return None, "", digest
+        return Look("size other than annotated", f"(height, width) is {tuple(found)}, annotated is {size}")
+    return Look(None, "", digest, None if map_folder is None else _map_fault(map_folder, name, size, quick))
+
+
+def _map_fault(folder: Path, name: str, size: tuple[int, int], quick: bool) -> str | None:
+    try:
+        path = path_inside(folder, Path(name).with_suffix(".png"))
+        found = image_size(path) if quick else read_label_map(path).shape
+    except UserError as error:
+        return " ".join(str(error).split())
+    return None if found == size else f"(height, width) is {tuple(found)}, of the image {size}"
 
 
 @contextmanager

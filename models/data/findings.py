@@ -14,6 +14,7 @@ KINDS = {
     "image id used twice": REFUSED,
     "size other than annotated": REFUSED,
     "same image twice": DOUBTFUL,
+    "unusable stuff map": REFUSED,
     "unreadable annotation of an image": REFUSED,
     # annotations
     "annotation lacks a key": REFUSED,

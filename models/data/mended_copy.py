@@ -42,20 +42,28 @@ class CocoCopy:
     """Annotation files, written an annotation at a time, since they may not fit into memory as objects; links to the
     images and the stuff maps."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, source: Path, folder: Path) -> None:
+        self._source, self._folder = source, folder
         (folder / "annotations").mkdir(parents=True)
 
     @contextmanager
-    def annotations(self, split: Split, images: list[dict]) -> Iterator[Take]:
-        """images: those that are kept."""
-        with _written(self._folder / "annotations" / f"instances_{split.name}.json", split, images) as take:
+    def annotations(self, split: Split, images: list[dict], unlabelled: set[str]) -> Iterator[Take]:
+        """images: those that are kept. unlabelled: names of those that get a map without labels."""
+        with _written(self._folder / "annotations" / split.source.name, split, images) as take:
             yield take
         for entry in images:
-            name = Path(entry["file_name"])
-            _link(split.image_folder / name, self._folder / split.image_folder.name / name)
-            if split.map_folder is not None and (map_ := split.map_folder / name.with_suffix(".png")).is_file():
-                _link(map_, self._folder / "stuffthingmaps" / split.map_folder.name / name.with_suffix(".png"))
+            self._link(split.image_folder / entry["file_name"])
+            if split.map_folder is not None:
+                map_ = split.map_folder / Path(entry["file_name"]).with_suffix(".png")
+                if entry["file_name"] in unlabelled:
+                    target = self._folder / map_.relative_to(self._source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("L", (entry["width"], entry["height"]), 255).save(target)
+                else:
+                    self._link(map_)
+
+    def _link(self, path: Path) -> None:
+        _link(path, self._folder / path.relative_to(self._source))
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -76,8 +84,8 @@ class VocCopy:
         (folder / "Annotations").mkdir(parents=True)
 
     @contextmanager
-    def annotations(self, split: Split, images: list[dict]) -> Iterator[Take]:
-        """images: those that are kept."""
+    def annotations(self, split: Split, images: list[dict], unlabelled: set[str]) -> Iterator[Take]:
+        """As CocoCopy's; there are no stuff maps."""
         if split.source.suffix == ".json":
             with _written(self._folder / "Annotations" / split.source.name, split, images) as take:
                 yield take
