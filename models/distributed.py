@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import json
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -98,7 +100,13 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]
     )
     try:
         yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        # DistributedDataParallel's reducer must have gone before: where it is the last that knows the group, its end
+        # waits, with Python's lock held, for a thread that waits for Python's lock.
+        gc.collect()
         dist.destroy_process_group()
 
 

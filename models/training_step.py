@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from .data.batch import Batch
@@ -131,20 +133,33 @@ class _Losses(nn.Module):
 
 def together(losses: _Losses, config: TrainConfig) -> DistributedDataParallel:
     """Gradients become their mean over the processes while the backward pass goes on."""
+    # Where a kernel is of 1 x 1 pixel, two strides mean the same memory.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    known = inspect.signature(DistributedDataParallel).parameters
+    synced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.13 on
     parallel = DistributedDataParallel(
         losses,
-        # Only batch norms that learn their statistics without each other have buffers that differ.
-        broadcast_buffers=config.detector.backbone.norm == "batch",
         gradient_as_bucket_view=True,
         static_graph=config.accumulate == 1,
+        # Only batch norms that learn their statistics without each other have buffers that differ.
+        **{synced: config.detector.backbone.norm == "batch"},
     )
     if config.compress_gradients:
-        parallel.register_comm_hook(None, default_hooks.bf16_compress_hook)
-    # After its first backward pass it groups the gradients anew, and then sums them in another order. It is made before
-    # the first step, so that a run that is continued computes what it would have computed.
-    parallel(None)["nothing"].backward()
-    parallel.zero_grad(set_to_none=True)
+        parallel.register_comm_hook(None, _mean_in_bfloat16)
+    # After its first backward pass, of a static graph its second, it groups the gradients anew and sums them in another
+    # order. They are made before the first step, so that a run that is continued computes what it would have computed.
+    for _ in range(2):
+        parallel(None)["nothing"].backward()
+        parallel.zero_grad(set_to_none=True)
     return parallel
+
+
+def _mean_in_bfloat16(_, bucket):  # DistributedDataParallel refuses annotations that are strings
+    """As PyTorch's own hook, which asks for NCCL."""
+    gradients = bucket.buffer()
+    compressed = (gradients / dist.get_world_size()).bfloat16()
+    summed = dist.all_reduce(compressed, async_op=True).get_future()
+    return summed.then(lambda done: gradients.copy_(done.value()[0]))
 
 
 def _agreed(values: dict[str, Tensor], stop: bool) -> tuple[dict[str, Tensor], bool]:
