@@ -150,7 +150,7 @@ def evaluate(
             done += 1
             first += int(found[0] == truth[path])
             among_five += int(truth[path] in found)
-            progress.advance(top_1=f"{first / done:.2%}", top_5=f"{among_five / done:.2%}")
+            progress.advance(top_1=f"top 1 {first / done:.2%}", top_5=f"top 5 {among_five / done:.2%}")
     if done:
         rate = done / (time.monotonic() - start)
         accuracy = f"top-1 {first / done:.2%}, top-5 {among_five / done:.2%}"

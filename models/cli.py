@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 PROGRAMS = {
     "train": "train a detector and report its AP",
+    "report": "write one HTML page about a training run, or two side by side",
     "replay": "compute a training step again whose loss was not finite",
     "evaluate": "box and mask AP of a weights file on a data set",
     "predict": "find objects in pictures: overlays and COCO results",

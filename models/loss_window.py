@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -41,3 +42,17 @@ class LossWindow:
         values["images_per_second"] = self._images / (time.monotonic() - self._start)
         self.clear()
         return values
+
+
+def compact_losses(means: Mapping[str, float]) -> str:
+    """The parts of a loss in one line: "rpn 0.05/0.01  class 0.51/0.22/0.1  mask 0.43".
+
+    What belongs together stands together: objectness and boxes of the proposals, the stages of a cascade.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in means.items():
+        _, found, part = name.partition("loss_")
+        if found:
+            group = "rpn" if part.startswith("rpn_") else part.replace("_", " ")
+            groups.setdefault(group, []).append(f"{value:.2g}")
+    return "  ".join(f"{group} {'/'.join(values)}" for group, values in groups.items())

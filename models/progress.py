@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from rich import progress as bars
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from .files import atomic_write, explained
 
@@ -18,14 +19,17 @@ from .files import atomic_write, explained
 class Progress:
     """Progress of `total` steps: a bar on a terminal; elsewhere (a file, a pipe, Slurm) one plain line now and then.
 
-        with Progress("evaluate", total=5000, unit="images") as progress:
-            progress.advance(8, rate="21.3 images/s")
+        with Progress("train", total=1250) as progress:
+            progress.advance(20, epoch="1/5", loss=6.17, details="class 1.2  box 0.8")
+            with Progress("evaluate", total=300, unit="images", inside=progress) as part:
+                part.advance(8, speed="21.3 images/s")
 
     Args:
         title: shown first.
         total: how many steps there are in all; `done` of them are behind us already (a resumed run).
         every_seconds: how often a plain line is printed; the last step always is.
         console: where to; standard output by default.
+        inside: a longer progress that this is a part of: its bar stays, and this one stands below until it ends.
     """
 
     def __init__(
@@ -36,51 +40,91 @@ class Progress:
         done: int = 0,
         every_seconds: float = 10.0,
         console: Console | None = None,
+        inside: "Progress | None" = None,
     ):
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self._first, self._start, self._every = done, time.monotonic(), every_seconds
-        self._console = console or Console(highlight=False)
+        self._console = inside._console if inside else console or Console(highlight=False)
         self._last_line = self._start
-        self._bar = None
+        self._bar = self._task = None
         if self._console.is_terminal:
-            self._bar = bars.Progress(
-                bars.TextColumn("{task.description}"),
-                bars.BarColumn(bar_width=24),
-                bars.MofNCompleteColumn(),
-                bars.TextColumn(f"{unit}  eta"),
-                bars.TimeRemainingColumn(compact=True),
-                bars.TextColumn("{task.fields[facts]}"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+            self._bar = inside._bar if inside else _Bar(console=self._console)
+            self._own_bar = inside is None
+            fields = {"unit": unit, "epoch": "", "facts": "", "details": "", "end": None}
+            self._task = self._bar.add_task(title, total=total, completed=done, **fields)
 
     def __enter__(self) -> "Progress":
-        if self._bar is not None:
+        if self._bar is not None and self._own_bar:
             self._bar.start()
         return self
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            if self._own_bar:
+                self._bar.stop()
+            else:
+                self._bar.remove_task(self._task)
 
-    def advance(self, steps: int = 1, **facts: object) -> None:
-        """`steps` more are done. `facts` are shown behind the time left: numbers to four digits, words as they are."""
-        self.done += steps
-        text = "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, facts=text)
-            return
+    def advance(self, steps: int = 1, epoch: str = "", details: str = "", **facts: object) -> None:
+        """`steps` more are done.
+
+        Args:
+            epoch: "1/5", shown behind the title.
+            details: more than fits beside the bar: a line below it; in plain lines the last of all.
+            facts: shown behind the time left: numbers to four digits with their names, words as they are.
+        """
+        was_complete = self.done >= self.total
+        self.done = min(self.done + steps, self.total)  # of processes that share the work, each knows its own
+        text = "  ".join(_fact(name, value) for name, value in facts.items())
         now = time.monotonic()
-        if now - self._last_line >= self._every or self.done >= self.total:
+        left = (now - self._start) / max(self.done - self._first, 1) * (self.total - self.done)
+        if self._bar is not None:
+            known = {"epoch": epoch and f"epoch {epoch}", "facts": text, "details": details, "end": now + left}
+            self._bar.update(self._task, completed=self.done, **known)
+        elif now - self._last_line >= self._every or (self.done == self.total and not was_complete):
             self._last_line = now
-            elapsed = now - self._start
-            left = elapsed / max(self.done - self._first, 1) * (self.total - self.done)
-            line = f"{self.title}  {self.done}/{self.total} {self.unit}  {_clock(elapsed)} gone, {_clock(left)} left"
-            self._console.print(f"{line}  {text}".rstrip(), soft_wrap=True, markup=False)
+            title = f"{self.title}  epoch {epoch}" if epoch else self.title
+            line = (
+                f"{title}  {self.done}/{self.total} {self.unit}  {_clock(now - self._start)} gone, {_clock(left)} left"
+            )
+            self._console.print("  ".join(filter(None, (line, text, details))), soft_wrap=True, markup=False)
 
     def print(self, text: object) -> None:
         """A line (or a rich table) above the bar."""
         self._console.print(text, soft_wrap=isinstance(text, str), markup=False)
+
+
+class _Bar(bars.Progress):
+    """Rows of bars, and below them the details of the first."""
+
+    def __init__(self, console: Console):
+        super().__init__(
+            bars.TextColumn("[bold]{task.description}"),
+            bars.TextColumn("{task.fields[epoch]}"),
+            bars.BarColumn(bar_width=24),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[unit]}"),
+            _TimeLeft(),
+            bars.TextColumn("{task.fields[facts]}", markup=False),
+            console=console,
+            refresh_per_second=4,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        details = self.tasks[0].fields["details"] if self.tasks else ""
+        if details:
+            yield Text(f"  {details}", style="dim")
+
+
+class _TimeLeft(bars.ProgressColumn):
+    """Counts down between two steps, which may be far apart."""
+
+    def render(self, task: bars.Task) -> Text:
+        end = task.fields["end"]
+        if end is None:
+            return Text("eta -:--", style="cyan")
+        return Text(f"eta {_clock(max(0.0, end - time.monotonic()))}", style="cyan")
 
 
 class MetricsLog:
@@ -114,8 +158,9 @@ class MetricsLog:
             self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | finite, allow_nan=False) + "\n")
             self._file.flush()
         if self._board is not None:
+            part = "evaluation/" if "images" in values else ""  # both have images_per_second
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(part + name, value, step)
 
     def sync(self) -> None:
         """Returns when all lines have reached the disk."""
@@ -165,8 +210,8 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     return [line for line, values in metric_lines(path) if values["step"] <= step]
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _fact(name: str, value: object) -> str:
+    return f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _clock(seconds: float) -> str:

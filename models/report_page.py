@@ -129,10 +129,10 @@ def _curves(subjects: Sequence[Subject]) -> Html:
         lines = [line(s, key, lines=s.run.evaluations if evaluations else None, dots=evaluations) for s in chosen]
         return line_chart(title, lines, label) if lines else None
 
-    losses = list(dict.fromkeys(key for s in subjects for x in s.run.steps for key in x if key.startswith("loss_")))
+    losses = list(dict.fromkeys(key for s in subjects for x in s.run.steps for key in x if "loss_" in key))
     charts = [of_all("loss, the sum", "loss")]
     if len(subjects) == 1 and losses:
-        lines = [line(subjects[0], key, key.removeprefix("loss_").replace("_", " ")) for key in losses]
+        lines = [line(subjects[0], key, _loss_name(key)) for key in losses]
         charts.append(line_chart("its parts", lines, label))
     if len(subjects) == 1:
         evaluations = subjects[0].run.evaluations
@@ -149,9 +149,15 @@ def _curves(subjects: Sequence[Subject]) -> Html:
     ]
     drawn = [tag("div", *(chart for chart in charts if chart is not None), class_="charts")]
     if len(subjects) > 1 and losses:
-        parts = [of_all(key.removeprefix("loss_").replace("_", " "), key) for key in losses]
+        parts = [of_all(_loss_name(key), key) for key in losses]
         drawn.append(tag("details", tag("summary", "each loss by itself"), tag("div", *parts, class_="charts")))
     return join(drawn)
+
+
+def _loss_name(key: str) -> str:
+    """stage0.loss_class: class, stage 0."""
+    stage, _, part = key.rpartition("loss_")
+    return part.replace("_", " ") + (f", {stage.rstrip('.').replace('stage', 'stage ')}" if stage else "")
 
 
 def _precisions(evaluations: Sequence[dict[str, float]]) -> dict[str, dict[str, str]]:

@@ -37,7 +37,7 @@ from .errors import UsageError
 from .evaluate import evaluate_detector, save_comparison
 from .files import make_folder
 from .interrupts import StopSignals
-from .loss_window import LossWindow
+from .loss_window import LossWindow, compact_losses
 from .optimization import averaged_weights, learning_rate, make_optimizer, scaled
 from .progress import MetricsLog, Progress, best_step, evaluations
 from .recipes import TrainConfig
@@ -171,10 +171,11 @@ def train_together(
                         )
                     progress.advance(
                         iteration - progress.done,
+                        epoch=f"{epoch + 1}/{config.epochs}",
                         loss=means["loss"],
                         speed=f"{means['images_per_second']:.1f} images/s",
-                        gradient_norm=means["gradient_norm"],
                         memory=f"{memory:.2f} GiB",
+                        details=compact_losses(means),
                     )
                 must_save = iteration == total or must_stop
                 if must_save or checkpoint_is_due(config, iteration, steps_per_epoch):
@@ -297,17 +298,19 @@ def evaluate(
     """AP on the validation images, the weights file with it, and a picture of detections beside the ground truth."""
     num_images = min(len(dataset), config.max_evaluation_images or len(dataset))
     progress.print(f"step {iteration}: evaluating on {num_images} images")
-    metrics = evaluate_detector(
-        detector,
-        dataset,
-        batch_size=config.batch_size // (world.size * config.accumulate),
-        resize=config.resize,
-        max_images=config.max_evaluation_images,
-        results_folder=output,  # what models.report looks at
-        partial=output / "evaluation.partial.jsonl",
-        world=world,
-        note=note,
-    )
+    with Progress("evaluate", num_images, "images", inside=progress) as part:
+        metrics = evaluate_detector(
+            detector,
+            dataset,
+            batch_size=config.batch_size // (world.size * config.accumulate),
+            resize=config.resize,
+            max_images=config.max_evaluation_images,
+            progress=part,
+            results_folder=output,  # what models.report looks at
+            partial=output / "evaluation.partial.jsonl",
+            world=world,
+            note=note,
+        )
     if metrics is None:  # the main process has them
         return
     mask = "" if metrics.mask is None else f"  mask AP {metrics.mask.ap:.3f}"

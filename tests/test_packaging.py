@@ -201,7 +201,7 @@ def command(installed: Path, *arguments: str, before: str = "") -> subprocess.Co
     return subprocess.run(line, cwd=installed.parent, env=environment, capture_output=True, text=True)
 
 
-PROGRAMS = ["train", "evaluate", "predict", "classify", "data", "export", "convert", "weights"]
+PROGRAMS = ["train", "evaluate", "predict", "classify", "data", "export", "convert", "weights", "report"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
