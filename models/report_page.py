@@ -60,7 +60,8 @@ def _names(subjects: Sequence[Subject]) -> list[object]:
 def _summary(subject: Subject) -> Html:
     """What it is, on which data, where and when, in a line or two."""
     run = subject.run
-    parts = [run.settings.get("arch"), _state(run), f"{_data(run, 'train')}; validation: {_data(run, 'val')}"]
+    data = (f"{word}: {_data(run, split)}" for word, split in (("trained on", "train"), ("validated on", "val")))
+    parts = [run.settings.get("arch"), _state(run), *(data if run.data("train") else ())]
     if run.sessions:
         last = run.sessions[-1]
         device = "" if last.get("device") in ("cpu", None) else f"{last['device']}, "
@@ -211,9 +212,8 @@ def _versions(session: dict) -> str:
 
 
 def _data(run: RunRecord, split: str) -> str:
-    data = run.sessions[-1].get("data") if run.sessions else None
-    known = data.get(split) if isinstance(data, dict) else None
-    if not isinstance(known, dict):
+    known = run.data(split)
+    if not known:
         return str(run.settings.get("data") or "-")
     return f"{known.get('images', '-')} images of {known.get('classes', '-')} classes from {known.get('name', '-')}"
 

@@ -91,18 +91,13 @@ def study_run(run: RunRecord, data: Path | None) -> Study | str:
 
 
 def _dataset(run: RunRecord, data: Path | None) -> AnnotatedImages:
-    recorded = run.sessions[-1].get("data") if run.sessions else None
-    recorded = recorded.get("val") if isinstance(recorded, dict) else None
-    if data is None and isinstance(recorded, dict):
-        if not isinstance(recorded.get("folder"), str):
-            raise DataError("The validation data were a Python object, which is not at hand")
-        data = Path(recorded["folder"])
-    if data is None and isinstance(run.settings.get("data"), str):
-        data = Path(run.settings["data"])
+    described = run.data("val")
+    folder = data or run.settings.get("data") or described.get("folder")
+    if described and folder is None:
+        raise DataError("The validation data were a Python object, which is not at hand")
+    folder = default_dataset() if folder is None else Path(str(folder))
     boxes_only = run.settings.get("arch") == "faster_rcnn"
-    return open_dataset(
-        data or default_dataset(), str(run.settings.get("val_split", "val")), semantic="no", boxes_only=boxes_only
-    )
+    return open_dataset(folder, str(run.settings.get("val_split", "val")), semantic="no", boxes_only=boxes_only)
 
 
 def _study(run: RunRecord, dataset: AnnotatedImages) -> Study:

@@ -47,6 +47,12 @@ class RunRecord:
                 return step * line["epoch"] / line["step"]
         return math.nan
 
+    def data(self, split: str) -> dict:
+        """What the last session wrote of the "train" or "val" data: name, folder, images, classes; {} if nothing."""
+        described = self.sessions[-1].get("data") if self.sessions else None
+        described = described.get(split) if isinstance(described, dict) else None
+        return described if isinstance(described, dict) else {}
+
     def seconds(self) -> float:
         """How long it has run: from each start to its last line. NaN where no time was kept.
 

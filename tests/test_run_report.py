@@ -152,6 +152,8 @@ def test_images_that_cannot_be_read_are_named(tmp_path, data):
 def test_data_that_were_python_objects_or_have_moved(tmp_path, data):
     described = {"val": {"name": "val_set (Blocks)", "folder": None, "images": 2, "classes": 2}}
     run = write_run(tmp_path / "first", data, data=described)
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"data": None}))
     assert "were a Python object" in words(page_of(run))
     assert headings(page_of(run, data=data)) == SECTIONS
     moved = data.rename(tmp_path / "moved")
