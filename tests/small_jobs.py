@@ -93,6 +93,7 @@ def _start_rank(config, place: dict, log: Path, prepare: Callable[[], None]) -> 
         training.train(dataclasses.replace(config, resume=resume))
         code = 0
     except KeyboardInterrupt as stop:
+        print(stop)
         code = getattr(stop, "exit_code", 130)
     except Exception as error:  # as `models.command_line.run` would end it
         fault = error if isinstance(error, UserError) else _machine_fault(error)
