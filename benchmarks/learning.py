@@ -127,28 +127,31 @@ def train_once(options: list[str]) -> dict:
 
 
 def table(document: dict) -> str:
-    """Of each row the mean over the seeds and the lowest and highest; the best mean of a column is bold."""
+    """Of each row the mean over its runs and the lowest and highest; the best mean of a column is bold, among the rows
+    that were trained with every seed. A row that was not says so."""
     runs = {row: [run for run in document["runs"] if run["row"] == row] for row in document["rows"]}
-    missing = [row for row, found in runs.items() if sorted(run["seed"] for run in found) != list(SEEDS)]
-    if missing:
-        raise SystemExit(f"learning: not trained with every seed yet: {', '.join(missing)}")
-    best = {name: max(_mean(found, name) for found in runs.values()) for name in ("box_ap", "mask_ap")}
+    whole = [found for found in runs.values() if len(found) == len(SEEDS)]
+    best = {name: max((_mean(found, name) for found in whole), default=None) for name in ("box_ap", "mask_ap")}
     lines = []
     for row, found in runs.items():
-        cells = [row, f"{found[0]['millions']:.1f} M"]
+        if not found:
+            lines.append([row, f"0 of {len(SEEDS)}", *[""] * 6])
+            continue
+        count = str(len(found)) if len(found) == len(SEEDS) else f"{len(found)} of {len(SEEDS)}"
+        cells = [row, count, f"{found[0]['millions']:.1f} M"]
         for name in best:
-            mean = _mean(found, name)
-            text = f"**{mean:.3f}**" if mean == best[name] else f"{mean:.3f}"
-            values = [run[name] for run in found]
+            mean, values = _mean(found, name), [run[name] for run in found]
+            text = f"**{mean:.3f}**" if len(found) == len(SEEDS) and mean == best[name] else f"{mean:.3f}"
             cells += [text, f"{min(values):.3f} to {max(values):.3f}"]
         lines.append([*cells, f"{_mean(found, 'cpu_seconds'):.0f} s"])
-    header = ["detector", "parameters", "box AP: mean", "lowest to highest", "mask AP: mean", "lowest to highest"]
+    spread = "lowest to highest"
+    header = ["detector", "runs", "parameters", "box AP: mean", spread, "mask AP: mean", spread, "time of a core"]
     about = (
         f"{document['steps']} steps of {document['batch_size']} images, seeds {', '.join(map(str, SEEDS))}; AP on "
         f"{document['runs'][0]['images']} validation images. {document['processor']}, one core a run; "
         f"torch {document['torch']}; commit {document['commit']}; {document['month']}."
     )
-    return f"{about}\n\n{markdown([*header, 'time of a core'], lines)}"
+    return f"{about}\n\n{markdown(header, lines)}"
 
 
 def _mean(runs: list[dict], name: str) -> float:
