@@ -163,5 +163,7 @@ def _write_error(target: Path, code: int | None) -> MachineError:
         folder = next((part for part in (target.parent, *target.parents) if part.is_dir()), Path("/"))
         why += f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free in {folder})"
         fix = "free some space, or write somewhere else"
+    if code in (errno.EMFILE, errno.ENFILE):
+        fix = "ulimit -n 4096 allows more; fewer --workers need less"
     kept = "; the old file is kept as it was" if target.is_file() else ""
     return MachineError(f"cannot write the file{kept}", where=target, why=why, fix=fix)

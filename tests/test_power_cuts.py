@@ -18,7 +18,7 @@ from models.checkpoints import newest_checkpoint, prune, write_checkpoint
 from models.files import write_json
 from models.resume import RunFolder
 
-STATES = int(os.environ.get("CASCADEOPS_POWER_CUTS", "300"))
+STATES = int(os.environ.get("CASCADEOPS_POWER_CUTS", "200"))
 """Of each of the two recordings; 10,000 is the long form."""
 RESUMED = max(4, STATES // 200)
 """So many of a run's states are continued to the end."""

@@ -204,11 +204,10 @@ def test_signals_for_all_are_for_the_parent():
 
 ORPHANS = """
     import os, sys
-    sys.path.insert(0, "tests")
-    from test_workers import Workers, make, names
+    from models.data.workers import Workers
     for way in ("killed", "ended"):
         if os.fork() == 0:
-            pool, other = Workers(make, 2, names), Workers(make, 1, names)
+            pool, other = Workers(abs, 2, str), Workers(abs, 1, str)
             kept = [next(pool.results(range(9))), next(other.results(range(9)))]
             print(*pool.pids(), *other.pids(), flush=True)
             os.kill(os.getpid(), 9) if way == "killed" else sys.exit(0)
