@@ -34,6 +34,8 @@ AHEAD = 2
 """Tasks that each process is given beyond what has been taken."""
 HUNG_AFTER = 600.0
 """Seconds for one task, beyond which a process is taken for hung; a network file system may stall for minutes."""
+FOR_THE_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Signals that a terminal or a scheduler sends to all processes of a job. The parent decides what they mean."""
 ALIGNMENT = 64
 """Of each tensor in its piece of memory, bytes: what torch's own allocator gives."""
 
@@ -118,7 +120,11 @@ class Workers:
             inherited = []
         arguments = (self._make, theirs, inherited, os.getpid(), place)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)  # until the process ignores them
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours)
 
@@ -200,8 +206,9 @@ class _Raised(NamedTuple):
 
 def _work(make, connection, inherited, parent: int, place: int) -> None:
     """The life of a process: until its connection ends, or its parent."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides; a scheduler tells everyone
+    for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
     for other in inherited:
         other.close()
     torch.set_num_threads(1)
