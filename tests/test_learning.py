@@ -25,9 +25,9 @@ def configuration(options: list[str]) -> TrainConfig:
 
 
 def test_rows_differ_in_what_they_are_called_and_share_the_budget():
-    found = {row: configuration([*options, *learning.BUDGET]) for row, options in learning.ROWS.items()}
+    found = {row: configuration([*o, *learning.budget(250)]) for row, o in learning.ROWS.items()}
     shared = {(c.batch_size, c.max_iterations, c.epochs, c.decay_epochs, c.warmup_iterations) for c in found.values()}
-    assert shared == {(learning.BATCH, learning.STEPS, 1, (0.4, 0.475), 25)}
+    assert shared == {(4, 250, 1, (0.4, 0.475), 25)}
     assert {(c.optimizer, c.resize, c.data, c.detector.channels) for c in found.values()} == {
         (found["SCNet"].optimizer, None, None, 32)
     }
@@ -60,12 +60,12 @@ def test_it_goes_on_behind_what_is_done(clean_tree, monkeypatch, tmp_path):
     assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 3
     rest = []
     learning.train_all(tmp_path / "r.json", lambda options: rest.append(options) or made_up(options))
-    everything = [[*o, *learning.BUDGET, f"--seed={seed}"] for seed in (0, 1, 2) for o in learning.ROWS.values()]
+    everything = [[*o, *learning.budget(250), f"--seed={seed}"] for seed in (0, 1, 2) for o in learning.ROWS.values()]
     assert asked + rest == everything
     learning.train_all(tmp_path / "r.json", lambda options: pytest.fail("all is done"))
-    monkeypatch.setattr(learning, "BUDGET", ["--epochs=2"])
-    with pytest.raises(SystemExit, match="is of another budget; move it away"):
-        learning.train_all(tmp_path / "r.json", made_up)
+    with pytest.raises(SystemExit, match="is of another steps, budget; move it away"):
+        learning.train_all(tmp_path / "r.json", made_up, steps=2000)
+    assert {"--epochs=4", "--decay-epochs=3.2,3.8", "--warmup-iterations=200"} <= set(learning.budget(2000))
     monkeypatch.setattr(learning, "_git", lambda *command: " M models/train.py")
     with pytest.raises(SystemExit, match="commit first"):
         learning.train_all(tmp_path / "r.json", made_up)
@@ -95,6 +95,7 @@ def test_the_table(clean_tree, tmp_path):
 
 def test_the_page_shows_the_stored_results():
     document = json.loads(learning.STORED.read_text())
+    assert (document["rows"], document["budget"]) == (learning.ROWS, learning.budget(document["steps"]))
     assert learning.rewritten(PAGE.read_text(), document) == PAGE.read_text(), (
         "python -m benchmarks.learning --rewrite docs/learning.md"
     )
