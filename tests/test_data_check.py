@@ -13,7 +13,7 @@ from program_cases import ROOT, write_data
 from pycocotools import mask as mask_api
 from test_voc import write_voc, xml
 
-from models.data import CocoDataset
+from models.data import CocoDataset, open_dataset
 from models.data.check import check_dataset
 from models.data.check_page import check_page
 from models.data.crossings import crosses_itself
@@ -200,8 +200,9 @@ def test_voc_folders_are_checked(tmp_path):
 
 def test_a_voc_folder_is_mended_in_its_own_layout(tmp_path):
     folder = write_voc(tmp_path / "devkit")
-    good_copy = tmp_path / "good"
-    assert check_dataset(folder, fix=good_copy)[0].all == []
+    assert check_dataset(folder.parent, fix=tmp_path / "good")[0].all == []
+    good_copy = tmp_path / "good/VOC2012"
+    assert open_dataset(tmp_path / "good", "train").voc == (False, True)
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         other = good_copy / path.relative_to(folder)
         assert other.read_bytes() == path.read_bytes(), path
@@ -224,8 +225,8 @@ def test_a_voc_folder_is_mended_in_its_own_layout(tmp_path):
     (folder / "Annotations/pascal_sbd2012.json").write_text(text)
     (folder / "SegmentationObject/out.png").symlink_to("/etc/hostname")
 
-    mended = tmp_path / "mended"
-    findings, _ = check_dataset(folder, fix=mended)
+    findings, _ = check_dataset(folder, fix=tmp_path / "mended")
+    mended = tmp_path / "mended/VOC2012"
     assert findings.counts.keys() >= {"box under 1 pixel", "box disagrees with its mask", "unreadable image"}
     again, _ = check_dataset(mended)
     assert again.all == []
@@ -246,9 +247,9 @@ def test_a_voc_folder_is_mended_in_its_own_layout(tmp_path):
     assert [entry["id"] for entry in kept] == [1]
     (folder / f"SegmentationObject/{names[0]}.png").unlink()  # boxes alone: the person's is cut at the border
     check_dataset(folder, ("train",), fix=tmp_path / "boxes")
-    alone = read_voc_file(tmp_path / f"boxes/Annotations/{names[0]}.xml").objects
+    alone = read_voc_file(tmp_path / f"boxes/VOC2012/Annotations/{names[0]}.xml").objects
     assert [(thing.name, thing.box) for thing in alone] == [("dog", (11, 6, 30, 25)), ("person", (31, 1, 60, 40))]
-    changes = json.loads((mended / "changes.json").read_text())
+    changes = json.loads((tmp_path / "mended/changes.json").read_text())
     assert len(changes) == len(findings.all) and all(change["change"] for change in changes)
 
 

@@ -73,10 +73,12 @@ class VocCopy:
     """A folder in VOC's layout: XML files and maps of objects that are written anew where an object has changed, lists
     without the images that are taken out, links to all else.
 
-    An object has one place in the XML file, for boxes and masks alike: what either split says is done to it.
+    An object has one place in the XML file, for boxes and masks alike: what either split says is done to it. The folder
+    of a year, VOC2012, keeps its name: the metric depends on it.
     """
 
     def __init__(self, source: Path, folder: Path) -> None:
+        folder = folder / source.name if source.name.startswith("VOC") else folder
         self._source, self._folder = source, folder
         self._kept: dict[Path, list[str]] = {}  # by list
         self._listed: set[str] = set()
@@ -105,21 +107,19 @@ class VocCopy:
 
     def finish(self) -> None:
         out = self._listed - {name for names in self._kept.values() for name in names}
-        for path in sorted((self._source / "ImageSets").glob("*/*.txt")):
-            target = self._folder / path.relative_to(self._source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines()
-            if path in self._kept:
-                lines = self._kept[path]
-            target.write_text("".join(f"{line}\n" for line in lines if line.split()[:1] and line.split()[0] not in out))
-        for folder in ("JPEGImages", "Annotations", "SegmentationObject", "SegmentationClass", "."):
-            for path in sorted((self._source / folder).iterdir() if (self._source / folder).is_dir() else ()):
+        for pattern in ("ImageSets/*/*.txt", "JPEGImages/*", "Annotations/*.xml", "Segmentation*/*.png", "labels.txt"):
+            for path in sorted(self._source.glob(pattern)):
                 with suppress(DataError):  # a link that leads out of the folder
-                    path_inside(self._source / folder, path.name)
-                    if path.is_file() and path.stem not in out and path.suffix != ".json":
-                        self._copy(path, self._folder / folder / path.name)
+                    path_inside(path.parent, path.name)
+                    if path.suffix == ".txt" or path.stem not in out:
+                        self._copy(path, self._folder / path.relative_to(self._source), out)
 
-    def _copy(self, path: Path, target: Path) -> None:
+    def _copy(self, path: Path, target: Path, out: set[str]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.parent.name == "ImageSets":
+            lines = self._kept[path] if path in self._kept else path.read_text(encoding="utf-8").splitlines()
+            target.write_text("".join(f"{line}\n" for line in lines if line.strip() and line.split()[0] not in out))
+            return
         changes = self._changes.get(path.stem, {})
         removed = {number for number, box in changes.items() if box is None}
         if changes and path.parent.name == "Annotations":
@@ -159,7 +159,6 @@ def _write_map(path: Path, target: Path, removed: set[int]) -> None:
     for number in sorted(removed, reverse=True):  # numbers of XML objects count from 0, those of the map from 1
         new_number[(new_number > number + 1) & (new_number < 255)] -= 1
         new_number[number + 1] = 255
-    target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(path) as original:
         palette = original.getpalette()
     map_ = Image.fromarray(new_number[read_label_map(path)])
