@@ -15,6 +15,7 @@ from .files import make_folder, write_json
 
 if TYPE_CHECKING:  # --help answers without importing torch, so what needs it is imported where it is used
     import numpy as np
+    import torch
     from torch import nn
 
     from .coco_evaluation import Metrics
@@ -28,7 +29,12 @@ EXAMPLES = (
     "{program} --weights W --data coco --split val2017 --resize 800 1333 --batch-size 8",
     "{program} --weights W --data my-data --max-images 200 --output runs/quick-look",
     "{program} --weights W --data coco --split val2017 --tta --batch-size 1",
+    "torchrun --nproc-per-node=8 -m models.evaluate --weights W --data coco   several processes share the images",
 )
+
+
+WAIT = 1800.0
+"""Seconds that one of several processes waits for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +175,10 @@ def evaluate_detector(
         image_ids += batch.image_ids
         note("detecting")
         if progress is not None:
-            progress.advance(len(results) * world.size, speed=f"{_images_per_second(times) * world.size:.1f} images/s")
+            progress.advance(
+                min(len(results) * world.size, progress.total - progress.done),
+                speed=f"{_images_per_second(times) * world.size:.1f} images/s",
+            )
     note("waiting")
     shares = gather({"entries": entries, "image_ids": image_ids, "speed": _images_per_second(times)})
     if shares is None:
@@ -272,29 +281,38 @@ def save_comparison(
 
 
 def main(options: Evaluate) -> None:
-    folder = make_folder(options.output)
+    from .distributed import joined, own_device, world_from_environment
 
+    world = world_from_environment()
+    device = own_device(options.device, world)
+    with joined(world, device, WAIT):
+        _evaluate(options, world, device)
+
+
+def _evaluate(options: Evaluate, world: World, device: torch.device) -> None:
     from rich.console import Console
 
     from .checkpoint import load_detector
     from .classes import check_same_classes
     from .data import default_dataset, open_dataset
-    from .devices import allow_tf32, choose_device
+    from .devices import allow_tf32
+    from .distributed import first_on_its_machine, on_main
     from .progress import Progress
     from .tta import check_detector, chosen_views
 
+    folder = Path(on_main(lambda: make_folder(options.output)))
     views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
-    device = choose_device(options.device)
     if options.tf32:
         allow_tf32()
     detector, facts = load_detector(options.weights)
     detector.to(device)
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not world.main)
     if views is not None:
         check_detector(detector)
         console.print(str(views), soft_wrap=True, markup=False)
     boxes_only = facts["arch"] == "faster_rcnn"
-    dataset = open_dataset(options.data or default_dataset(), options.split, semantic="no", boxes_only=boxes_only)
+    with first_on_its_machine(world):
+        dataset = open_dataset(options.data or default_dataset(), options.split, semantic="no", boxes_only=boxes_only)
     check_same_classes(
         "the weights know other classes than the data",
         ("weights", facts["class_names"], facts["category_ids"]),
@@ -305,7 +323,7 @@ def main(options: Evaluate) -> None:
     resize = None if views is not None else options.resize or facts["extra"].get("resize")
 
     total = min(len(dataset), options.max_images or len(dataset))
-    with Progress("evaluate", total=total, unit="images") as progress:
+    with Progress("evaluate", total=total, unit="images", console=console) as progress:
         metrics = evaluate_detector(
             detector,
             dataset,
@@ -318,7 +336,10 @@ def main(options: Evaluate) -> None:
             tta=views,
             half=options.half,
             partial=folder / "partial.jsonl",
+            world=world,
         )
+    if metrics is None:  # the main process has them
+        return
     write_json(folder / "metrics.json", metrics.flat())
     console.print(score_table(metrics))
     console.print(class_table(metrics))

@@ -19,7 +19,15 @@ from .errors import DataError, UsageError
 from .files import make_folder, write_json
 
 if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from .distributed import World
+    from .predictor import Predictor
     from .results import Result
+
+WAIT = 1800.0
+"""Seconds that one of several processes waits for another."""
 
 EXAMPLES = (
     "{program}                                              the packaged sample picture and tiny detector, to try it",
@@ -27,6 +35,7 @@ EXAMPLES = (
     "{program} holiday/ more/*.png --weights W --output found --score-threshold 0.5",
     "{program} large.jpg --weights W --resize 800 1333 --device cuda",
     "{program} street.jpg --weights W --tta --tta-scales 600 900 800 1200",
+    "torchrun --nproc-per-node=8 -m models.predict holiday/ --weights W   several processes share the images",
 )
 
 
@@ -93,17 +102,27 @@ def main(options: Predict) -> None:
         from .predictor import SAMPLE_PICTURE
 
         paths = [SAMPLE_PICTURE]
-    folder = make_folder(options.output)
 
+    from .distributed import joined, own_device, world_from_environment
+
+    world = world_from_environment()
+    device = own_device(options.device, world)
+    with joined(world, device, WAIT):
+        _predict(options, paths, world, device)
+
+
+def _predict(options: Predict, paths: Sequence[Path], world: World, device: torch.device) -> None:
     from rich.console import Console
 
-    from .coco_evaluation import result_entries, write_results
+    from .coco_evaluation import result_entries
     from .devices import allow_tf32
+    from .distributed import gather, on_main
     from .predictor import Predictor
     from .tta import chosen_views
 
+    folder = Path(on_main(lambda: make_folder(options.output)))
     console = Console(highlight=False)
-    if not options.images:
+    if not options.images and world.main:
         console.print("no image is named: the packaged detector, which knows drawn shapes, on its sample picture")
     views = chosen_views(options.tta, options.tta_scales, options.tta_flip, options.resize)
     if views is not None:
@@ -112,15 +131,14 @@ def main(options: Predict) -> None:
         allow_tf32()
     predictor = Predictor(
         options.weights,
-        device=options.device,
+        device=str(device),
         half=options.half,
         resize=options.resize or "trained",
         tta=views,
         batch_size=options.batch_size,
     )
 
-    entries: dict[str, list[dict]] = {"bbox": []}
-    records: list[dict] = []
+    found: list[dict] = []
     faults: list[DataError] = []
 
     def leave_out(fault: DataError) -> None:
@@ -128,12 +146,14 @@ def main(options: Predict) -> None:
         print_error(fault)
 
     pictures = picture_names(paths)
-    for result in predictor.stream(paths, on_error=leave_out if len(paths) > 1 else None):
+    place = {path: index for index, path in enumerate(paths)}
+    own = paths[world.rank :: world.size]
+    for result in predictor.stream(own, on_error=leave_out if len(paths) > 1 else None) if own else ():
         height, width = result.image_size
-        records.append({"id": len(records) + 1, "file_name": result.source, "height": height, "width": width})
-        found = (result.boxes.numpy(), result.scores.numpy(), result.labels.numpy(), result.masks)
-        for kind, new in result_entries(records[-1]["id"], *found, predictor.category_ids).items():
-            entries.setdefault(kind, []).extend(new)
+        record = {"file_name": result.source, "height": height, "width": width}
+        objects = (result.boxes.numpy(), result.scores.numpy(), result.labels.numpy(), result.masks)
+        entries = result_entries(0, *objects, predictor.category_ids)
+        found.append({"place": place[Path(result.source)], "record": record, "entries": entries})
         picture = folder / pictures[Path(result.source)]
         result.save(picture, score_threshold=options.score_threshold)
         console.print(result.summary(options.score_threshold), soft_wrap=True, markup=False)
@@ -141,16 +161,32 @@ def main(options: Predict) -> None:
         if len(paths) <= 3 and len(shown):
             console.print(_table(shown))
         console.print(f"  picture: {picture}", soft_wrap=True, markup=False)
+    shares = gather({"found": found, "faults": [fault.where for fault in faults]})
+    if shares is not None:  # the main process has them
+        _write(folder, predictor, paths, shares, console)
+
+
+def _write(folder: Path, predictor: Predictor, paths: Sequence[Path], shares: list[dict], console: Console) -> None:
+    """The result files, of what all processes have found, in the order of `paths`."""
+    from .coco_evaluation import write_results
+
+    entries: dict[str, list[dict]] = {"bbox": []}
+    records: list[dict] = []
+    for one in sorted((one for share in shares for one in share["found"]), key=lambda one: one["place"]):
+        records.append({"id": len(records) + 1} | one["record"])
+        for kind, new in one["entries"].items():
+            entries.setdefault(kind, []).extend(entry | {"image_id": records[-1]["id"]} for entry in new)
     files = write_results(folder, entries)
     names = zip(predictor.category_ids, predictor.class_names, strict=True)
     categories = [{"id": key, "name": name} for key, name in names]
     write_json(folder / "images.json", {"images": records, "categories": categories, "annotations": []})
     where = f"results: {', '.join(map(str, files))} (COCO results; ids: {folder / 'images.json'})"
     console.print(where, soft_wrap=True, markup=False)
+    faults = [where for share in shares for where in share["faults"]]
     if faults:
         raise DataError(
             f"{len(faults)} of {len(paths)} images could not be read; the others are done",
-            where="\n".join(fault.where for fault in faults[:10]) + ("\n..." if len(faults) > 10 else ""),
+            where="\n".join(faults[:10]) + ("\n..." if len(faults) > 10 else ""),
         )
 
 

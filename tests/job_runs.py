@@ -3,7 +3,8 @@
 python tests/job_runs.py '[{"ranks": 2, "output": "runs/two", "data": "tiny", "fields": {"epochs": 1}}]'
 
 Each trains as `tiny_runs.tiny_config(data, output, **fields)` says, with the backbone's `norm`, and is asked to stop in
-one step by `signal`. What a rank prints is in OUTPUT.log.0 and so on.
+one step by `signal`; or it uses the weights of another job, to `evaluate` or to `predict`. What a rank prints is in
+OUTPUT.log.0 and so on.
 """
 
 import dataclasses
@@ -21,7 +22,9 @@ from pycocotools import cocoeval  # noqa: F401
 from small_jobs import end_of_job, prepare_process, start_job
 from tiny_runs import tiny_config
 
-from models import coco_evaluation  # noqa: F401
+from models import coco_evaluation, evaluate, predictor, training  # noqa: F401
+from models.predict import Predict
+from models.predict import main as predict_images  # `models.predict` is the function
 from models.training_step import TrainingStep
 
 
@@ -51,12 +54,30 @@ def signal_in_step(rank: int, step: int) -> Callable[[int], None]:
     return prepare
 
 
+def use_weights(program: str, weights: Path, data: Path, output: Path) -> Callable[[int], None]:
+    """A `prepare` for start_job: ranks evaluate or predict where they would train."""
+
+    def main(_) -> None:
+        if program == "evaluate":
+            evaluate.main(evaluate.Evaluate(weights=weights, data=data, output=output, batch_size=2, pictures=0))
+        else:
+            images = tuple(sorted((data / "val").iterdir()))
+            predict_images(Predict(images=images, weights=weights, output=output, score_threshold=0.0))
+
+    def prepare(rank: int) -> None:
+        training.train = main
+
+    return prepare
+
+
 def run_job(job: dict) -> int:
     output = Path(job["output"])
     config = tiny_config(Path(job["data"]), output, **job["fields"])
     backbone = dataclasses.replace(config.detector.backbone, norm=job.get("norm", "frozen_batch"))
     config = dataclasses.replace(config, detector=dataclasses.replace(config.detector, backbone=backbone))
     prepare = signal_in_step(*job["signal"]) if "signal" in job else lambda rank: None
+    if "program" in job:
+        prepare = use_weights(job["program"], Path(job["weights"]), Path(job["data"]), output)
     return end_of_job(start_job(config, job["ranks"], Path(f"{output}.log"), prepare))
 
 

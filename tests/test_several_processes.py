@@ -22,6 +22,11 @@ JOBS = {
     "in parts, one": {"ranks": 1, "fields": {"accumulate": 4}},
     "in parts, two": {"ranks": 2, "fields": {"accumulate": 2}},
     "bfloat16 gradients": {"ranks": 2, "fields": {"compress_gradients": True}},
+    **{
+        f"{program}, {name}": {"ranks": ranks, "program": program}
+        for program in ("evaluate", "predict")
+        for name, ranks in (("one", 1), ("three", 3))
+    },
 }
 """A job whose output another has begun goes on with it."""
 
@@ -37,7 +42,8 @@ def outputs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("jobs")
     outputs = {name: folder / job.get("output", name) for name, job in JOBS.items()}
     jobs = [
-        job | {"data": data, "output": outputs[name], "fields": FIELDS | job.get("fields", {})}
+        {"weights": outputs["one"] / "weights.safetensors", "data": data, "output": outputs[name]}
+        | {**job, "output": outputs[name], "fields": FIELDS | job.get("fields", {})}
         for name, job in JOBS.items()
     ]
     for name, job, code in zip(JOBS, jobs, run_jobs(jobs), strict=True):
@@ -82,7 +88,7 @@ def test_parts_of_a_step_may_be_shared(outputs):
 def test_a_stopped_job_goes_on_bit_for_bit(outputs):
     """One of its processes was told to stop, and all of them did after that step."""
     assert differences(outcome(outputs["four, continued"]), outcome(outputs["four"])) == []
-    assert "stopped by SIGTERM after step 4, which is saved" in log(outputs["four, stopped"], 1)
+    assert "SIGTERM: saving after this step" in log(outputs["four, stopped"], 1)
     assert "continued after step 4" in log(outputs["four, stopped"], 0)
 
 
@@ -105,3 +111,22 @@ def test_only_the_main_process_writes(outputs):
     assert "4 processes, each on its cpu" in log(folder, 0)
     assert log(folder, 3) == ""
     assert not list(folder.glob("evaluation.partial*"))
+
+
+@pytest.mark.parametrize("program", ["evaluate", "predict"])
+def test_results_of_all_processes_are_gathered_exactly(outputs, program):
+    """Three processes, five images."""
+    found = []
+    for name in ("one", "three"):
+        folder = outputs[f"{program}, {name}"]
+        entries = json.loads((folder / "detections.bbox.json").read_text())
+        found.append(sorted(entries, key=lambda entry: (entry["image_id"], -entry["score"], entry["bbox"])))
+    one, three = found
+    assert len(one) == len(three) >= 5
+    for ours, theirs in zip(one, three, strict=True):
+        assert (ours["image_id"], ours["category_id"]) == (theirs["image_id"], theirs["category_id"])
+        assert [*ours["bbox"], ours["score"]] == pytest.approx([*theirs["bbox"], theirs["score"]], rel=1e-4)
+    name = "metrics.json" if program == "evaluate" else "images.json"
+    one, three = (json.loads((outputs[f"{program}, {count}"] / name).read_text()) for count in ("one", "three"))
+    one.pop("images_per_second", None), three.pop("images_per_second", None)
+    assert one == three
