@@ -64,9 +64,12 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         DataError: the data, the weights or the checkpoint cannot be used. UsageError: the folder holds another run.
     """
     world = world_from_environment()
-    if config.batch_size % (world.size * config.accumulate):
-        parts = f"{world.size} processes x --accumulate {config.accumulate}"
-        raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", f"{parts} parts")
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:
+        processes = "1 process" if world.size == 1 else f"{world.size} processes"
+        why = f"{parts} parts: {processes} times --accumulate {config.accumulate}"
+        fix = f"--batch-size {-(-config.batch_size // parts) * parts}"
+        raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", why, fix)
     device = own_device(config.device, world)
     # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
     with joined(world, device, max(LIMITS.values()) + config.rank_timeout):
