@@ -8,8 +8,9 @@ import difflib
 import torch
 
 from .cascade_mask_rcnn import CascadeMaskRCNN
-from .config import DETECTOR_CONFIGS, RPNConfig
+from .config import DETECTOR_CONFIGS
 from .config_backbones import BACKBONES, BackboneConfig, with_deformable
+from .config_files import dataclass_from_json
 from .errors import UsageError
 from .faster_rcnn import FasterRCNN
 from .htc import HTC
@@ -73,19 +74,11 @@ def build_from_config(arch: str, config) -> torch.nn.Module:
     return detector_class(config).to(memory_format=torch.channels_last).eval()
 
 
-def config_from_dict(arch: str, values: dict):
-    """Inverse of dataclasses.asdict for a detector's configuration, after a trip through JSON (lists become tuples)."""
+def config_from_dict(arch: str, values: object):
+    """Inverse of dataclasses.asdict for a detector's configuration, after a trip through JSON (lists become tuples).
+    ValueError names the field that is wrong."""
     config_class = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)]
-    nested = {"backbone": BackboneConfig, "rpn": RPNConfig}
-    values = {key: nested[key](**_tuples(value)) if key in nested else value for key, value in values.items()}
-    return config_class(**_tuples(values))
-
-
-def _tuples(values: dict) -> dict:
-    def convert(value):
-        return tuple(convert(item) for item in value) if isinstance(value, list) else value
-
-    return {key: convert(value) for key, value in values.items()}
+    return dataclass_from_json(config_class, values, "")
 
 
 def known(what: str, name: str, names) -> str:

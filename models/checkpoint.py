@@ -10,10 +10,13 @@ import dataclasses
 import json
 import os
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .build import build_from_config, config_from_dict
-from .errors import DataError
+from .config_files import json_of
+from .errors import DataError, UsageError
 from .files import atomic_path
 from .weights.accounting import differences, shorten
 from .weights.architecture import arithmetic_of, unmet
@@ -40,7 +43,7 @@ def load_weights(detector: nn.Module, source: str | os.PathLike | dict[str, Tens
     contents = Contents("state dict", source, {}) if isinstance(source, dict) else read_contents(source)
     translation = translate(contents.state, contents.where)
     if contents.metadata and contents.metadata.get("format") == FORMAT:
-        translation = translation._replace(fields=arithmetic_of(json.loads(contents.metadata["config"])))
+        translation = translation._replace(fields=arithmetic_of(dataclasses.asdict(_facts(contents)["config"])))
     load_translation(detector, translation, contents.where)
 
 
@@ -135,10 +138,33 @@ def save_weights(
 
 def class_table(path: str | os.PathLike) -> tuple[list[str], list[int]] | None:
     """(class names, category ids) by label of a weights file of ours; None for another project's."""
-    metadata = read_contents(path).metadata or {}
-    if metadata.get("format") != FORMAT:
+    contents = read_contents(path)
+    if (contents.metadata or {}).get("format") != FORMAT:
         return None
-    return json.loads(metadata["class_names"]), json.loads(metadata["category_ids"])
+    facts = _facts(contents)
+    return facts["class_names"], facts["category_ids"]
+
+
+def _facts(contents: Contents) -> dict:
+    """{"arch", "config", "class_names", "category_ids", "extra"} of a file of ours. Raises DataError."""
+    try:
+        metadata = contents.metadata
+        keys = ("config", "class_names", "category_ids", "extra")
+        values, names, ids, extra = (json_of(metadata[key]) for key in keys)
+        config = config_from_dict(metadata["arch"], values)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names is no list of texts")
+        if not isinstance(ids, list) or not all(type(key) is int and abs(key) < 2**63 for key in ids):
+            raise ValueError("category_ids is no list of whole numbers")
+        if not len(names) == len(ids) == config.num_classes:
+            raise ValueError(f"{config.num_classes} classes, {len(names)} class names, {len(ids)} category ids")
+        if not isinstance(extra, dict):
+            raise ValueError("extra is no object")
+    except (ValueError, KeyError, RecursionError, UsageError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise DataError("the header of this weights file is damaged", where=contents.where, why=why) from error
+    facts = {"class_names": names, "category_ids": ids, "extra": extra}
+    return {"arch": metadata["arch"], "config": config, **facts}
 
 
 def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:
@@ -157,11 +183,32 @@ def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:
             fix=f"python -m models.convert {contents.where} --output OURS.safetensors, and load that;"
             "\nor build_detector(...) with its architecture, then load_weights(detector, path)",
         )
-    config = config_from_dict(metadata["arch"], json.loads(metadata["config"]))
-    detector = build_from_config(metadata["arch"], config)
+    facts = _facts(contents)
+    config = facts.pop("config")
+    check_size(facts["arch"], config, contents.state, contents.where)
+    detector = build_from_config(facts["arch"], config)
     load_translation(detector, translate(contents.state, contents.where), contents.where)
-    facts = {key: json.loads(metadata[key]) for key in ("class_names", "category_ids", "extra")}
-    return detector.eval(), {"arch": metadata["arch"], **facts}
+    return detector.eval(), facts
+
+
+def check_size(arch: str, config, state: dict[str, Tensor], where: object) -> None:
+    """DataError if a detector of this configuration has more numbers than the file: it is not built then."""
+    with torch.device("meta"), _Uninitialised():
+        described = build_from_config(arch, config).state_dict()
+    needed, there = (sum(value.numel() for value in values.values()) for values in (described, state))
+    if needed > there + len(described):  # the counters of norms may be missing
+        why = f"its configuration describes a detector of {needed:,} numbers, and it holds {there:,}"
+        raise DataError("this file is damaged, or was made to exhaust the memory", where=where, why=why)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what fills a tensor in place, which on the meta device would import PyTorch's compiler: 3 seconds."""
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        keywords, name = keywords or {}, function.__name__
+        if name.endswith("_") and not name.startswith("_") and name != "requires_grad_":
+            return arguments[0] if arguments else keywords["tensor"]
+        return function(*arguments, **keywords)
 
 
 def load_backbone(backbone: nn.Module, path: str | os.PathLike) -> None:

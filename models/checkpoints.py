@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -24,10 +25,17 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, MachineError, UsageError
-from .files import atomic_folder, explained, make_folder
+from .files import atomic_folder, explained, make_folder, read_bytes
 
 FORMAT = "cascadeops-checkpoint-1"
 TENSORS, MANIFEST, MANIFEST_SUM = "tensors.safetensors", "manifest.json", "manifest.sha256"
+
+
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a manifest raises that is not as it was written."""
+
+MAX_MANIFEST = 64 << 20
+"""Bytes of a manifest; one of a large detector's training has half a megabyte."""
 
 
 class Checkpoint(NamedTuple):
@@ -72,14 +80,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     from safetensors.torch import load
 
     try:
-        text = (path / MANIFEST).read_bytes()
-        if (path / MANIFEST_SUM).read_bytes() != _sum_line(text).encode():
+        for name in (TENSORS, MANIFEST, MANIFEST_SUM):
+            if (path / name).is_symlink():  # it would be read wherever it leads to
+                raise _damaged(path, f"{name} is a link")
+        text = read_bytes(path / MANIFEST, MAX_MANIFEST)
+        if read_bytes(path / MANIFEST_SUM, MAX_MANIFEST) != _sum_line(text).encode():
             raise _damaged(path, f"{MANIFEST} and {MANIFEST_SUM} do not agree")
         manifest = json.loads(text)
         if manifest["format"] != FORMAT:
             why = f"its format is {manifest['format']!r}, and this version reads {FORMAT!r}"
             raise UsageError("the checkpoint is of another version of CascadeOps", where=path, why=why)
-        tensors = load((path / TENSORS).read_bytes())
+        tensors = load(read_bytes(path / TENSORS, _most_bytes(manifest["tensors"])))
         found = {name: _description(value) for name, value in tensors.items()}
         wrong = [name for name in {**manifest["tensors"], **found} if manifest["tensors"].get(name) != found.get(name)]
         if wrong:
@@ -89,7 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(int(manifest["step"]), tensors, dict(manifest["facts"]))
     except PermissionError as error:
         raise MachineError("the checkpoint cannot be read", where=error.filename, why=error.strerror) from error
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, SafetensorError, *DAMAGE) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -143,6 +154,14 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
+
+
+def _most_bytes(described: dict) -> int:
+    """That the file of these tensors has: 8 a number, and a safetensors header."""
+    shapes = [entry["shape"] for entry in described.values()]
+    if not all(type(side) is int and 0 <= side < 2**48 for shape in shapes for side in shape):
+        raise ValueError("a tensor has a shape that is not possible")
+    return 8 * sum(map(math.prod, shapes)) + MAX_MANIFEST
 
 
 def _description(value: Tensor) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .arithmetic import ARITHMETICS
-from .config_backbones import BackboneConfig, check_choice
+from .config_backbones import BackboneConfig, check_bounded, check_choice
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class RPNConfig:
     wherever their centre lies in the image or its padding to a multiple of 32."""
     smooth_l1_beta: float = 1 / 9
     """Where the square of the box loss meets its line, in normalised deltas; 0: L1."""
+
+    def __post_init__(self):
+        check_bounded(self)
 
 
 SINGLE_STAGE_RPN = RPNConfig(allowed_border=-1, smooth_l1_beta=0.0, max_proposals_training=1000)
@@ -301,6 +304,7 @@ DETECTOR_CONFIGS = {
 
 def _check_sizes(config) -> None:
     check_choice("arithmetic", config.arithmetic, ARITHMETICS)
+    check_bounded(config)
     for name in ("num_classes", "channels", "box_channels", "num_samples", "max_detections"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

@@ -6,13 +6,30 @@ Nothing here imports torch: `--help` is built from these classes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     """ValueError unless the field `name` has one of the allowed values."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+MOST_LAYERS = 1000
+MOST_UNITS = 1_000_000
+
+
+def check_bounded(config: object) -> None:
+    """ValueError for a number that no network has: a configuration may come with a stranger's weights, and one of a
+    billion layers would be built until the memory is full."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            most = MOST_LAYERS if field.name.endswith(("layers", "convs", "blocks", "scale")) else MOST_UNITS
+            if type(number) is int and abs(number) > most:
+                raise ValueError(f"{field.name} must be at most {most:,}, got {number}")
+        if isinstance(value, tuple) and len(value) > 100:
+            raise ValueError(f"{field.name} must have at most 100 entries, got {len(value)}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,10 @@ class BackboneConfig:
     def __post_init__(self):
         check_choice("backbone.block", self.block, ("basic", "bottleneck", "res2net", "self_calibrated"))
         check_choice("backbone.norm", self.norm, ("frozen_batch", "fixed_batch", "batch", "sync_batch", "group"))
+        check_bounded(self)
+        if sum(self.layers) * self.scale > MOST_LAYERS:
+            why = f"got {sum(self.layers)} blocks of {self.scale} splits"
+            raise ValueError(f"backbone.layers: at most {MOST_LAYERS:,} convolutions are built, {why}")
         if not 0 <= self.frozen_stages <= 4:
             raise ValueError(f"backbone.frozen_stages must be 0..4, got {self.frozen_stages}")
         if self.norm_eps < 0 or (self.norm_eps == 0 and self.norm != "fixed_batch"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -18,11 +19,19 @@ from pathlib import Path
 from .command_line import given_value
 from .config import DETECTOR_CONFIGS
 from .errors import DataError, UsageError
+from .files import read_bytes
 from .published_rows import presets_for
 from .recipes import TrainConfig
 
 PATHS = ("data", "weights", "backbone_weights")
 """Written as absolute paths: a run may start from the file in another folder."""
+
+
+MAX_BYTES = 2**20
+"""Of a configuration file; a run's has 4 kB."""
+
+LARGEST = 2**64
+"""No number of a configuration is as large."""
 
 
 def as_json(config: TrainConfig) -> dict:
@@ -56,17 +65,26 @@ def read_config(path: Path) -> TrainConfig:
         DataError: no such file, or it holds an unknown field, a wrong type or a value that is not allowed.
     """
     try:
-        return config_from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        return config_from_json(json_of(read_bytes(path, MAX_BYTES)))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("the configuration cannot be read", where=path, why=error) from error
+
+
+def json_of(text: str | bytes) -> object:
+    """What `text` holds. ValueError or RecursionError: it is no JSON, or has NaN or infinity, which are none."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"it contains {name}, which is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def config_from_json(values: object) -> TrainConfig:
     """Inverse of `as_json`. ValueError names the field that is wrong."""
     arch = values.get("arch") if isinstance(values, dict) else None
-    if arch not in DETECTOR_CONFIGS:
+    if not isinstance(arch, str) or arch not in DETECTOR_CONFIGS:
         raise ValueError(f"arch: expected one of {', '.join(DETECTOR_CONFIGS)}, got {arch!r}")
-    return _dataclass(TrainConfig, values, "", {"detector": DETECTOR_CONFIGS[arch]})
+    return dataclass_from_json(TrainConfig, values, "", {"detector": DETECTOR_CONFIGS[arch]})
 
 
 def starting_points(arguments: Sequence[str]) -> dict[str, TrainConfig]:
@@ -85,10 +103,10 @@ def starting_points(arguments: Sequence[str]) -> dict[str, TrainConfig]:
     return presets
 
 
-def _dataclass(kind: type, values: object, name: str, decided: dict[str, type] | None = None):
+def dataclass_from_json(kind: type, values: object, name: str, decided: dict[str, type] | None = None):
     if not isinstance(values, dict):
         raise ValueError(f"{name}: expected an object, got {values!r:.80}")
-    hints = typing.get_type_hints(kind) | (decided or {})
+    hints = _type_hints(kind) | (decided or {})
     fields = [field.name for field in dataclasses.fields(kind)]
     dotted = f"{name}." if name else ""
     for key in values:
@@ -101,11 +119,14 @@ def _dataclass(kind: type, values: object, name: str, decided: dict[str, type] |
         raise ValueError(f"{name or 'the configuration'}: {error}") from error
 
 
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def _value(kind: object, value: object, name: str):
     """`value`, as JSON holds it, as the type `kind`."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, name)
+        return dataclass_from_json(kind, value, name)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in parts:
             return None
@@ -116,11 +137,13 @@ def _value(kind: object, value: object, name: str):
             return tuple(_value(part, item, name) for part, item in zip(kinds, value, strict=True))
     elif origin is typing.Literal and value in parts:
         return value
-    elif kind is float and type(value) in (int, float):
+    elif kind is float and type(value) in (int, float) and abs(value) < LARGEST:
         return float(value)
-    elif kind is Path and isinstance(value, str):
+    elif kind is int and type(value) is int and abs(value) < LARGEST:
+        return value
+    elif kind is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
-    elif origin is None and type(value) is kind:
+    elif origin is None and kind not in (int, float) and type(value) is kind:
         return value
     expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
     raise ValueError(f"{name}: expected {expected}, got {value!r:.80}")

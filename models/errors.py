@@ -1,5 +1,7 @@
 """Errors that a person can mend. Each says what is wrong, where, why, and what to do; a program shows no traceback."""
 
+import unicodedata
+
 
 class UserError(Exception):
     """A fault in what the program was given, rather than in the program.
@@ -16,9 +18,9 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, where: object = None, why: object = None, fix: str | None = None):
-        self.what, self.fix = what, fix
-        self.where = None if where is None else str(where)
-        self.why = None if why is None else str(why)
+        self.what, self.fix = printable(what), None if fix is None else printable(fix)
+        self.where = None if where is None else printable(str(where))
+        self.why = None if why is None else printable(str(why))
         # plain arguments, so that the error can be pickled: it may come from a worker process
         super().__init__(self.what, self.where, self.why, self.fix)
 
@@ -26,6 +28,21 @@ class UserError(Exception):
         parts = [("where", self.where), ("why", self.why), ("fix", self.fix)]
         lines = [f"  {name + ':':<6} " + text.replace("\n", "\n" + " " * 9) for name, text in parts if text]
         return "\n".join([self.what, *lines])
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal, and not longer than a person reads: file names, class names and other
+    words of a data set or a checkpoint get into messages."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 50]} ... ({len(text):,} characters)"
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character == "\n" or unicodedata.category(character) == "Zs"
+
+
+LONGEST = 10_000
 
 
 class UsageError(UserError):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,30 @@ def explained(target: Path) -> Iterator[None]:
         if code is None:
             raise
         raise _write_error(target, code) from error
+
+
+def read_bytes(path: str | os.PathLike, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: there is none, or it is larger, or a pipe, which would be waited for, or a device, which has no end.
+    """
+    size = check_regular(path)
+    if size > most:
+        raise OSError(errno.EFBIG, f"it is too large: {size:,} bytes, at most {most:,}", os.fspath(path))
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def check_regular(path: str | os.PathLike) -> int:
+    """Bytes of the file `path`; OSError unless it is a regular one, or a link to one."""
+    facts = os.stat(path)
+    kind = facts.st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EINVAL, "it is a pipe, a device or a socket, not a file", os.fspath(path))
+    return facts.st_size
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import DataError
+from .files import check_regular
 
 try:  # the fast path for JPEG: 3 times Pillow's speed on 640 x 480, bit-equal to it (tests/test_images.py)
     import simplejpeg
@@ -101,7 +102,8 @@ def path_inside(folder: Path, name: str | os.PathLike) -> Path:
     try:
         base, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, name))
     except ValueError as error:  # a zero byte
-        raise DataError("a file of the data set has an impossible name", where=repr(name), why=error) from error
+        where = f"{folder}, {os.fspath(name)!r}"
+        raise DataError("a file of the data set has an impossible name", where=where, why=error) from error
     if not path.startswith(os.path.join(base, "")):
         raise DataError(
             "a file of the data set lies outside its folder",
@@ -140,6 +142,7 @@ def image_files(arguments: Sequence[Path]) -> Iterator[Path]:
 def _open(path: str | os.PathLike) -> Image.Image:
     """Reads the header: decides format and size before any pixel is decoded."""
     try:
+        check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(path, formats=FORMATS)
@@ -200,10 +203,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
+    size = f" (the file has {path.stat().st_size:,} bytes)" if path.is_file() else ""
     return DataError(
         "the image file is truncated or corrupt",
         where=path,
-        why=f"{error} (the file has {path.stat().st_size:,} bytes)",
+        why=f"{error}{size}",
         fix="fetch or copy it again, or leave it out",
     )
 

@@ -58,7 +58,11 @@ def _batch(line: str) -> dict | None:
     digest, _, text = line.rstrip("\n").partition(" ")
     if not line.endswith("\n") or digest != hashlib.sha256(text.encode()).hexdigest():
         return None
-    return json.loads(text)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and {"image_ids", "entries"} <= values.keys() else None
 
 
 def fingerprint(module: torch.nn.Module) -> str:

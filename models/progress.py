@@ -183,7 +183,8 @@ def evaluations(path: Path) -> dict[int, float]:
     found = {}
     for _, values in metric_lines(path):
         if "images" in values:
-            found[values["step"]] = values.get("mask_ap", values.get("box_ap")) or 0.0
+            score = values.get("mask_ap", values.get("box_ap"))
+            found[values["step"]] = score if isinstance(score, int | float) else 0.0
     return found
 
 
@@ -202,7 +203,7 @@ def metric_lines(path: Path) -> Iterator[tuple[str, dict]]:
             values = json.loads(line)
             if line.endswith("\n") and isinstance(values["step"], int):
                 yield line, values
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 

@@ -133,6 +133,7 @@ def main(options: Replay) -> None:
     import torch
 
     from .build import build_from_config
+    from .checkpoint import check_size
     from .checkpoints import read_checkpoint
     from .config_files import config_from_json
     from .data.batch import PackedMasks
@@ -140,22 +141,23 @@ def main(options: Replay) -> None:
     from .matching import luck_of_images
 
     checkpoint = read_checkpoint(options.folder)
+    device = choose_device(options.device)
+    parts: dict[str, dict[str, Tensor]] = {"detector": {}, "batch": {}}
     try:
         config = config_from_json(checkpoint.facts["config"])
         image_ids, found, place = (checkpoint.facts[name] for name in ("image_ids", "found", "place"))
-    except (ValueError, KeyError) as error:
+        for name, value in checkpoint.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = value
+        check_size(config.arch, config.detector, parts["detector"], options.folder)
+        detector = build_from_config(config.arch, config.detector)
+        detector.load_state_dict(parts["detector"])
+        batch = {name: value.to(device) for name, value in parts["batch"].items()}
+        batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
+        masks = PackedMasks(batch["bitmaps"], batch["offsets"], batch["windows"])
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError("this is not a replay of a step", where=options.folder, why=error) from error
-    device = choose_device(options.device)
-    parts: dict[str, dict[str, Tensor]] = {"detector": {}, "batch": {}}
-    for name, value in checkpoint.tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = value
-    detector = build_from_config(config.arch, config.detector)
-    detector.load_state_dict(parts["detector"])
     detector.to(device).train()
-    batch = {name: value.to(device) for name, value in parts["batch"].items()}
-    batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
-    masks = PackedMasks(batch["bitmaps"], batch["offsets"], batch["windows"])
 
     first: list[str] = []
     for name, module in detector.named_modules():

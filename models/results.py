@@ -184,7 +184,7 @@ class Result:
                 raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
             masks = values["masks"]
             if masks is not None:  # checked, since pycocotools can end the process on run lengths that are wrong
-                masks = [{**mask, "counts": checked_run_lengths(mask, *mask["size"])} for mask in masks]
+                masks = [{**mask, "counts": checked_run_lengths(mask, *_mask_size(mask))} for mask in masks]
             result = cls(
                 torch.tensor(values["boxes"], dtype=torch.float32).reshape(-1, 4),
                 torch.tensor(values["scores"], dtype=torch.float32),
@@ -196,7 +196,7 @@ class Result:
             if len({len(x) for x in (result.boxes, result.scores, result.labels, masks or result.labels)}) > 1:
                 raise ValueError("boxes, scores, labels and masks are not equally many")
             return result
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else error
             raise DataError("this is not the JSON of a result", why=why, fix="give what to_json returned") from error
 
@@ -257,6 +257,14 @@ class Result:
         if index.numel() == 0:
             index = index.long()
         return everything[index].reshape(-1)
+
+
+def _mask_size(mask: dict) -> tuple[int, int]:
+    """Of run lengths that may be anybody's. pycocotools counts pixels in 32 bits."""
+    height, width = mask["size"]
+    if type(height) is not int or type(width) is not int or min(height, width) < 1 or height * width >= 2**31:
+        raise ValueError(f"a mask has a size that is not possible: {mask['size']!r:.80}")
+    return height, width
 
 
 def _is_names(which) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, prune, write_checkpoint
 from .classes import check_same_classes
-from .config_files import as_json, check_same_settings
+from .config_files import as_json, check_same_settings, read_config
 from .distributed import gather, on_main, rank_of_this_process, share_tensors
 from .errors import DataError, MachineError, UsageError
 from .files import write_json
@@ -71,10 +70,10 @@ class TrainingState:
         """Raises DataError if a part is missing or belongs to something else."""
         _, tensors, facts = checkpoint
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in STATE}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            parts[part][rest] = value
         try:
+            for name, value in tensors.items():
+                part, _, rest = name.partition("/")
+                parts[part][rest] = value
             self.detector.load_state_dict(parts["detector"])
             entries: dict[int, dict[str, Tensor]] = {}
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -158,10 +157,10 @@ class RunFolder:
             fix = "leave --resume out to start the run"
             raise DataError("there is no checkpoint to resume from", where=self.checkpoints, fix=fix)
         if checkpoint is None:
-            check_same_settings(json.loads(settings.read_text(encoding="utf-8")), self._config, settings)
+            check_same_settings(as_json(read_config(settings)), self._config, settings)
             self._tell("the run was stopped before its first checkpoint: it starts again")
             return None
-        missing = PARTS - checkpoint.facts.keys()
+        missing = {part for part in PARTS if not isinstance(checkpoint.facts.get(part), dict | list)}
         if missing:
             raise DataError("the checkpoint lacks parts", where=self.checkpoints, why=", ".join(sorted(missing)))
         check_same_settings(checkpoint.facts["config"], self._config, self.checkpoints)
@@ -210,6 +209,8 @@ class RunFolder:
 
     def _check_data(self, checkpoint: Checkpoint) -> None:
         before = checkpoint.facts["data"]
+        if not isinstance(before, dict) or before.keys() != self._data.keys():
+            raise DataError("the checkpoint does not say what it was trained on", where=self.checkpoints)
         check_same_classes(
             "the run has other classes than the data",
             ("run", before["class_names"], before["category_ids"]),

@@ -16,7 +16,7 @@ from test_voc import OBJECTS, xml
 from models.data.annotations import read_annotations
 from models.data.segmentation import MalformedAnnotation, checked_run_lengths
 from models.data.voc_xml import read_voc_file
-from models.errors import DataError
+from models.errors import DataError, UsageError
 
 EXAMPLES = int(os.environ.get("CASCADEOPS_EXAMPLES", 400))
 SECONDS = 1.0
@@ -68,7 +68,7 @@ def outcomes(read, inputs) -> dict[str, int]:
         try:
             read(value)
             counts["read"] += 1
-        except (DataError, MalformedAnnotation):
+        except (DataError, UsageError, MalformedAnnotation):
             counts["refused"] += 1
         assert time.process_time() - start < SECONDS, value
     return counts
@@ -97,9 +97,9 @@ def content() -> dict:
     }
 
 
-def odd_content(random: np.random.Generator) -> dict:
-    """With a few values, anywhere, replaced by odd ones or gone."""
-    result = content()
+def with_odd_values(random: np.random.Generator, whole: dict) -> dict:
+    """A copy with a few values, anywhere, replaced by odd ones or gone."""
+    result = copy.deepcopy(whole)
     for _ in range(random.integers(1, 3)):
         place = result
         while True:
@@ -132,7 +132,7 @@ def test_coco_json(tmp_path, boxes_only):
                 assert annotations.segmentations.decode(index, height, width).shape == (height, width)
 
     inputs = (
-        mutated(random, whole) if random.random() < 0.5 else json.dumps(odd_content(random)).encode()
+        mutated(random, whole) if random.random() < 0.5 else json.dumps(with_odd_values(random, content())).encode()
         for _ in range(EXAMPLES)
     )
     counts = outcomes(read, inputs)

@@ -37,6 +37,9 @@ KEPT = 20
 PREFIX = 2**20
 """Bytes at the start and at the end of an annotation file that are part of its key."""
 
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+"""What reading a file raises that is not as it was written."""
+
 DTYPES = {"BOOL": np.bool_, "U8": np.uint8, "I16": np.int16, "I32": np.int32, "I64": np.int64}
 DTYPES |= {"F32": np.float32, "F64": np.float64}
 
@@ -55,7 +58,7 @@ def cached_annotations(path: Path, boxes_only: bool, read: Callable[[Path, bool]
     except OSError:
         return read(path, boxes_only)  # which says what is wrong with the file
     with _one_at_a_time(cached.parent):  # of several processes that start together, one reads the annotation file
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+        with contextlib.suppress(OSError, *DAMAGE):  # not there, or damaged
             found = load(cached)
             os.utime(cached)
             return found
@@ -107,7 +110,7 @@ def save(path: Path, annotations: Annotations) -> None:
 
 
 def load(path: Path) -> Annotations:
-    """The annotations of a cached file, mapped. Raises OSError, ValueError, KeyError or TypeError for a damaged one."""
+    """The annotations of a cached file, mapped. Raises OSError or one of DAMAGE for a damaged one."""
     view = _mapped(path)
     if _checksum(view[:-4]) != view[-4:]:
         raise ValueError("the checksum is another")

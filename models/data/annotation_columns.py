@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .segmentation import LARGEST_COORDINATE, are_numbers
+from .segmentation import LARGEST_COORDINATE, MOST_DRAWN_PIXELS, are_numbers
 
 KEYS = "id", "image_id", "category_id", "bbox"
 
@@ -71,6 +71,7 @@ def take_columns(
     lengths = np.array([*map(len, polygons)], np.int64)
     with_mask = counts > 0
     with_mask[np.repeat(np.arange(len(counts)), counts)[(lengths < 6) | (lengths % 2 > 0)]] = False
+    with_mask &= sizes[rows].prod(1) <= MOST_DRAWN_PIXELS
     if boxes_only:
         with_mask |= np.array([value is None for value in segmentations])
     flags = [entry.get("iscrowd") or entry.get("ignore") for entry in annotations]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import read_bytes
 
 try:
     import msgspec
@@ -80,9 +81,7 @@ def _decoded(raw: list, path: Path) -> Iterator[list]:
 
 def _text(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError("the annotation file is too large", where=path, why=f"more than {MAX_BYTES:,} bytes")
-        return path.read_bytes()
+        return read_bytes(path, MAX_BYTES)
     except OSError as error:
         fix = "name the annotation file, or the folder that has annotations/"
         raise DataError(

@@ -6,6 +6,7 @@ copy all of their memory; arrays stay shared.
 
 import contextlib
 import gc
+import re
 from array import array
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from .segmentation import (
     are_long_enough,
     are_numbers,
     beyond,
+    check_drawable,
     checked_run_lengths,
     usable_polygons,
 )
@@ -35,6 +37,12 @@ REQUIRED = {
     "annotations": dict.fromkeys(("id", "image_id", "category_id", "bbox")).keys(),
     "categories": dict.fromkeys(("id", "name")).keys(),
 }
+
+LONGEST_NAME = 1000
+"""Characters of an image's file name: each image gets as many bytes as the longest name has."""
+
+MOST_CLASSES = 2**15 - 1
+"""Labels are int16."""
 
 EXPORT = "export the data set as COCO instances (images, annotations, categories)"
 
@@ -91,6 +99,9 @@ def _pack(content: object, chunks: Iterable[list] | None, path: Path, boxes_only
     if chunks is None:
         raise _not_coco(f'it has no list "annotations"; its keys are {_shorten(sorted(content))}', path)
     categories = _by_id(content["categories"], "categories", path)
+    if len(categories) > MOST_CLASSES:
+        why = f"{len(categories):,}, at most {MOST_CLASSES:,}"
+        raise DataError("the annotation file has too many categories", where=path, why=why)
     images = _by_id(content["images"], "images", path)
     sizes = [_image_size(image, path) for image in images.values()]
     objects = _Objects(list(images), sizes, sorted(categories), path, boxes_only)
@@ -162,7 +173,7 @@ class _Objects:
             except MalformedAnnotation as error:
                 raise self._malformed(annotations[number], error) from error
         self._read += len(annotations)
-        if not self._boxes_only and self.segmentations.pack_block() > LARGEST_COORDINATE:
+        if not self._boxes_only and self.segmentations.pack_block():
             self._refuse_polygons(annotations)
 
     def _add_columns(self, columns: Columns, annotations: list) -> None:
@@ -316,12 +327,21 @@ def _file_name(image: dict, path: Path) -> str:
     name = image.get("file_name")
     if name is None:
         name = name_from_url(image)
-    if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/"):
-        why = f"file_name must be a path inside the image folder, got {name!r}"
+    if not _is_inside(name):
+        why = (
+            f"file_name must be a path inside the image folder, of at most {LONGEST_NAME} characters, got {name!r:.200}"
+        )
         raise DataError(
             "an image lies outside its folder", where=f"{path}, image {image['id']}", why=why, fix=_fix("file_name")
         )
     return name
+
+
+def _is_inside(name: object) -> bool:
+    """Whether an image can have this name. Links are followed when it is opened (`path_inside`)."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or re.search("[\0\ud800-\udfff]", name):
+        return False  # neither a zero byte nor half of a surrogate pair is part of any file's name
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def _usable(
@@ -336,6 +356,8 @@ def _usable(
     reason = _reason_to_leave_out(annotation, box, area, height, width)
     segmentation = annotation.get("segmentation")
     checked: list[list[float]] | bytes = []
+    if isinstance(segmentation, list):
+        check_drawable(height, width)
     if isinstance(segmentation, dict):  # also of one that is left out: the evaluation gives it to pycocotools
         checked = checked_run_lengths(segmentation, height, width)
     elif isinstance(segmentation, list) and (reason or not are_long_enough(segmentation)):

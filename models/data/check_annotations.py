@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as mask_api
 
+from ..images import MAX_PIXELS
 from .annotations import REQUIRED
 from .crossings import crosses_itself
 from .findings import Finding, Findings
@@ -13,6 +14,7 @@ from .segmentation import (
     MalformedAnnotation,
     are_numbers,
     beyond,
+    check_drawable,
     checked_run_lengths,
     usable_polygons,
 )
@@ -102,6 +104,7 @@ class AnnotationChecker:
             counts = checked_run_lengths(segmentation, height, width)
             mask = {"size": [height, width], "counts": counts}
         elif isinstance(segmentation, list):
+            check_drawable(height, width)
             polygons = usable_polygons(segmentation)
             if len(polygons) < len(segmentation) or not polygons:
                 change = "the others are kept" if polygons else TAKEN_OUT
@@ -186,4 +189,6 @@ def usable_image(entry: object, folder: Path) -> str | None:
     sides = entry["height"], entry["width"]
     if not all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in sides):
         return f"height and width are no usable numbers of pixels: {sides!r}"
+    if sides[0] * sides[1] > MAX_PIXELS:
+        return f"height and width are more than {MAX_PIXELS:,} pixels: {sides!r}"
     return None

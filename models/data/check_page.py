@@ -10,7 +10,14 @@ from ..errors import UserError
 from ..images import path_inside, read_image
 from ..page import Html, page, picture, table, tag
 from .findings import KINDS, Finding, Findings
-from .segmentation import MalformedAnnotation, are_numbers, checked_run_lengths, usable_polygons
+from .segmentation import (
+    MalformedAnnotation,
+    are_numbers,
+    beyond,
+    check_drawable,
+    checked_run_lengths,
+    usable_polygons,
+)
 
 SIDE = 320
 """Longest side of a picture in pixels."""
@@ -64,6 +71,7 @@ def _drawn(image: Image.Image, annotation: dict, size: tuple[int, int], scale: f
         if isinstance(segmentation, dict):
             mask = mask_api.decode({"size": list(size), "counts": checked_run_lengths(segmentation, *size)})
         elif isinstance(segmentation, list) and (polygons := usable_polygons(segmentation)):
+            check_drawable(*size)
             mask = mask_api.decode(mask_api.merge(mask_api.frPyObjects(polygons, *size)))
     except MalformedAnnotation:
         pass
@@ -77,7 +85,7 @@ def _drawn(image: Image.Image, annotation: dict, size: tuple[int, int], scale: f
         points = [(x * scale, y * scale) for x, y in zip(polygon[::2], polygon[1::2], strict=True)]
         pen.line([*points, points[0]], fill=(250, 200, 20))
     box = annotation.get("bbox")
-    if isinstance(box, list) and len(box) == 4 and are_numbers(box):
+    if isinstance(box, list) and len(box) == 4 and are_numbers(box) and not beyond(box, 1e9):
         # drawn where it meets the image: one far outside would cost time, and shows nothing
         x1, y1 = (float(np.clip(side * scale, -2, SIDE + 2)) for side in box[:2])
         x2, y2 = (float(np.clip((box[i] + box[i + 2]) * scale, -2, SIDE + 2)) for i in (0, 1))

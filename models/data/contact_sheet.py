@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
+from ..images import path_inside, read_image
+
 COLOURS = (
     (230, 60, 60),
     (60, 120, 240),
@@ -35,7 +37,7 @@ def contact_sheet(folder: Path, split: str, rows: int = 4, columns: int = 4, sca
     columns, rows = min(columns, len(shown)), -(-len(shown) // columns)
     sheet = Image.new("RGB", (columns * cell_width + margin, rows * cell_height + margin), (255, 255, 255))
     for index, entry in enumerate(shown):
-        picture = Image.open(folder / split / entry["file_name"]).convert("RGB")
+        picture = Image.fromarray(read_image(path_inside(folder / split, entry["file_name"]), upright=False))
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BILINEAR)
         drawn = _with_annotations(picture, entry, of_image[entry["id"]], names, scale)
         left = margin + index % columns * cell_width + side - picture.width  # the pair meets in the cell's middle

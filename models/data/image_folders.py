@@ -16,7 +16,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..files import read_bytes
 from ..images import SUFFIXES, read_image
+
+MAX_BYTES = 16 << 20
+"""Of a file of class names."""
 
 
 class ClassName(NamedTuple):
@@ -53,7 +57,7 @@ def read_class_names(path: str | os.PathLike) -> list[ClassName]:
         names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         return [ClassName(name, name) for name in names]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MAX_BYTES).decode("utf-8")
     except OSError as error:
         raise DataError("the file of class names cannot be read", where=path, why=error.strerror) from error
     except UnicodeDecodeError as error:
@@ -65,7 +69,7 @@ def read_class_names(path: str | os.PathLike) -> list[ClassName]:
         if isinstance(content, dict):
             content = [content[str(label)] for label in range(len(content))]
         return [ClassName(name, name) if isinstance(name, str) else ClassName(*map(str, name)) for name in content]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             "the file of class names has another form",
             where=path,

@@ -21,7 +21,7 @@ from pycocotools import mask as mask_api
 
 from ..errors import DataError, UsageError
 from .dataset import ImageInfo
-from .segmentation import MalformedAnnotation, checked_run_lengths, usable_polygons
+from .segmentation import MalformedAnnotation, check_drawable, checked_run_lengths, usable_polygons
 from .transforms import Augmentation, Sample, transform
 
 
@@ -202,6 +202,7 @@ def _run_lengths(mask, height: int, width: int) -> dict:
         counts = mask.get("counts")
         mask = dict(mask) | {"counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
         return {"size": [height, width], "counts": checked_run_lengths(mask, height, width)}
+    check_drawable(height, width)
     if isinstance(mask, list):
         polygons = usable_polygons([np.asarray(part, np.float64).reshape(-1).tolist() for part in mask])
         if not polygons:

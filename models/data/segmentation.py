@@ -15,6 +15,14 @@ from pycocotools import mask as coco_mask
 LARGEST_COORDINATE = 1e5
 """Polygons with a coordinate beyond this are refused: pycocotools would allocate memory in proportion to it."""
 
+LONGEST_OUTLINE = 2_000_000
+"""Pixels of all outlines of an object: pycocotools takes 80 bytes for each, and ends the process where it gets none."""
+
+MOST_DRAWN_PIXELS = 3 * 2**24 - 1
+"""Of an image with polygons, bitmaps or plain run lengths. pycocotools takes 6 bytes for the text of a run, and ends
+the text with one more: with runs of 2^24 pixels, as only larger images have, it writes that one into memory that is not
+its own."""
+
 
 _NUMBERS = frozenset((int, float))
 
@@ -46,18 +54,21 @@ def run_lengths(counts: bytes) -> np.ndarray:
 def checked_run_lengths(segmentation: dict, height: int, width: int) -> bytes:
     """COCO's compressed text of `segmentation` ({"size", "counts"}), which must describe a mask [height, width]."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if list(size or ()) != [height, width]:
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise MalformedAnnotation(
             f"the run lengths are for size {size}, the image is {[height, width]} (height, width)"
         )
     if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts):
-            raise MalformedAnnotation("run lengths must be whole numbers, 0 or more")
+        check_drawable(height, width)
+        if not all(type(run) is int and 0 <= run <= height * width for run in counts):
+            raise MalformedAnnotation("run lengths must be whole numbers, 0 or more, and not beyond the image")
         runs = np.array(counts, np.int64)
     elif isinstance(counts, str) and counts.isascii():
         runs = run_lengths(counts.encode())
     else:
         raise MalformedAnnotation(f"counts must be a list or a text, got {type(counts).__name__}")
+    if runs.size > height * width + 1:  # pycocotools has room for no more
+        raise MalformedAnnotation(f"there are {runs.size} run lengths, the image has {height * width} pixels")
     if (runs.size and runs.min() < 0) or runs.sum() != height * width:
         raise MalformedAnnotation(f"the run lengths cover {runs.sum()} pixels, the image has {height * width}")
     if isinstance(counts, str):
@@ -65,7 +76,14 @@ def checked_run_lengths(segmentation: dict, height: int, width: int) -> bytes:
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
 
 
-def are_numbers(values: list) -> bool:
+def check_drawable(height: int, width: int) -> None:
+    """MalformedAnnotation for an image in which pycocotools cannot draw, see MOST_DRAWN_PIXELS."""
+    if height * width > MOST_DRAWN_PIXELS:
+        why = f"masks of images beyond {MOST_DRAWN_PIXELS:,} pixels must be compressed run lengths"
+        raise MalformedAnnotation(f"{why}, the image is {[height, width]} (height, width)")
+
+
+def are_numbers(values: Sequence) -> bool:
     """Whether all are int or float, and none a bool."""
     return _NUMBERS.issuperset(map(type, values))
 
@@ -85,7 +103,7 @@ def are_long_enough(segmentation: list) -> bool:
 
 def usable_polygons(segmentation: list) -> list[list[float]]:
     """The polygons of 3 points or more with an x and a y for each; the others are dropped, as mmdetection does."""
-    kept = []
+    kept, outline = [], 0.0
     for polygon in segmentation:
         if not isinstance(polygon, list) or not are_numbers(polygon):
             raise MalformedAnnotation("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
@@ -93,7 +111,16 @@ def usable_polygons(segmentation: list) -> list[list[float]]:
             raise MalformedAnnotation(f"a polygon has a coordinate beyond {LARGEST_COORDINATE:.0f} pixels")
         if len(polygon) >= 6 and len(polygon) % 2 == 0:
             kept.append(polygon)
+            outline += outline_length(np.array(polygon))
+    if outline > LONGEST_OUTLINE:
+        raise MalformedAnnotation(f"its outlines have {outline:.0f} pixels, more than {LONGEST_OUTLINE:,}")
     return kept
+
+
+def outline_length(polygon: np.ndarray) -> float:
+    """Pixels that pycocotools walks along a polygon [2 n]: the longer of the two differences of each side."""
+    points = polygon.reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 @dataclass(frozen=True)
@@ -134,6 +161,7 @@ class SegmentationPacker:
         self._text, self._coordinates = bytearray(), array("d")
         self._packed: list[np.ndarray] = []  # blocks of coordinates
         self._packed_length = 0
+        self._most = 0  # coordinates of an object since the last block
 
     def add(self, segmentation: list[list[float]] | bytes) -> None:
         if isinstance(segmentation, bytes):
@@ -142,9 +170,11 @@ class SegmentationPacker:
             self._part_counts.append(1)
             self._is_text.append(1)
             return
+        before = len(self._coordinates)
         for polygon in segmentation:
             self._coordinates.fromlist(polygon)
             self._ends.append(self._packed_length + len(self._coordinates))
+        self._most = max(self._most, len(self._coordinates) - before)
         self._part_counts.append(len(segmentation))
         self._is_text.append(0)
 
@@ -154,19 +184,26 @@ class SegmentationPacker:
         start = self._packed_length + len(self._coordinates)
         for polygon in polygons:
             self._coordinates.fromlist(polygon)
-        ends = start + np.cumsum([*map(len, polygons)], dtype=np.int64)
+        lengths, counts = np.array([*map(len, polygons)]), np.array([*map(len, segmentations)])
+        if counts.size:
+            self._most = max(self._most, int(np.add.reduceat(lengths, np.cumsum(counts) - counts).max()))
+        ends = start + np.cumsum(lengths, dtype=np.int64)
         self._ends.frombytes(ends.tobytes())
-        self._part_counts.extend(map(len, segmentations))
+        self._part_counts.extend(counts.tolist())
         self._is_text.frombytes(bytes(len(segmentations)))
 
-    def pack_block(self) -> float:
-        """Packs the coordinates that were added since the last call; the largest of them, without its sign."""
+    def pack_block(self) -> bool:
+        """Packs the coordinates that were added since the last call. Whether one of them, or the outline of an object,
+        may be beyond its limit; `usable_polygons` knows."""
         values = np.array(self._coordinates)
         largest = float(np.abs(values).max(initial=0))
-        self._packed.append(_pack_coordinates(values) if largest <= LARGEST_COORDINATE else values)
+        good = largest <= LARGEST_COORDINATE  # False for NaN
+        # a side of a polygon, which takes two of the coordinates, is at most twice the largest of them long
+        doubtful = not good or self._most * largest > LONGEST_OUTLINE
+        self._packed.append(_pack_coordinates(values) if good else values)
         self._packed_length += values.size
-        self._coordinates = array("d")
-        return largest
+        self._coordinates, self._most = array("d"), 0
+        return doubtful
 
     def packed(self, order: np.ndarray | None = None) -> PackedSegmentations:
         """The segmentations in the given order; None: as they were added. `order` is int64 [A]."""

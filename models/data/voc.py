@@ -13,11 +13,13 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from ..errors import DataError, UserError
+from ..files import read_bytes
 from ..images import path_inside, read_label_map
 from .annotation_json import read_content
 from .annotations import pack_annotations, read_annotations
 from .coco import existing_folder
 from .dataset import AnnotatedImages, VocMetric
+from .segmentation import MalformedAnnotation, check_drawable
 from .voc_xml import VocFile, VocObject, read_voc_file
 
 CLASSES = (
@@ -44,6 +46,9 @@ CLASSES = (
 )
 
 MASKS = " (masks)"
+
+MAX_LIST = 2**28
+"""Bytes of a list of images or classes: ten million names."""
 
 LAST_YEAR_OF_ELEVEN_POINTS = 2009
 
@@ -176,7 +181,7 @@ def _content(
     """The images that `image_set` lists, in COCO's form. One that cannot be used is an error, or goes to `fault`."""
     category_of = _categories(folder)
     names = listed_names(image_set)
-    by_number = all(re.fullmatch(r"[\d_]{1,18}", name) for name in names)
+    by_number = all(re.fullmatch(r"_*\d[\d_]{0,17}", name) for name in names)
     images, annotations = [], []
     for position, name in enumerate(names, 1):
         # VOC's own names are numbers; its COCO-style files take them as ids, too: 2007_000027 is 2007000027
@@ -205,14 +210,24 @@ def _content(
 
 def listed_names(image_set: Path) -> list[str]:
     """The images' names in a list of ImageSets."""
-    return [line.split()[0] for line in image_set.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split()[0] for line in _lines(image_set)]
 
 
 def _categories(folder: Path) -> dict[str, int]:
     """Category ids by name: VOC's, or from labels.txt of the folder."""
     file = folder / "labels.txt"
-    names = file.read_text(encoding="utf-8").split("\n") if file.is_file() else CLASSES
-    return {name.strip(): number for number, name in enumerate(filter(str.strip, names), 1)}
+    names = _lines(file) if file.is_file() else CLASSES
+    return {name.strip(): number for number, name in enumerate(names, 1)}
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list that are not blank."""
+    try:
+        text = read_bytes(path, MAX_LIST).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", error)
+        raise DataError("a list of the data set cannot be read", where=path, why=why) from error
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _object(thing: VocObject, category_of: dict[str, int], where: str) -> dict:
@@ -242,6 +257,10 @@ def _instance_masks(folder: Path, name: str, file: VocFile) -> list[dict]:
     if numbers.shape != (file.height, file.width):
         why = f"(height, width) is {numbers.shape}, the XML file says {(file.height, file.width)}"
         raise DataError("a map of objects has another size than its image", where=path, why=why)
+    try:
+        check_drawable(file.height, file.width)
+    except MalformedAnnotation as error:
+        raise DataError("a map of objects is too large", where=path, why=error) from error
     highest = int(numbers[numbers != 255].max(initial=0))  # 255 is the border around objects
     if highest > len(file.objects):
         why = f"it has pixels of object {highest}, the XML file lists {len(file.objects)} objects"

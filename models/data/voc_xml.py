@@ -4,14 +4,19 @@ Such files come from strangers. A file that declares a document type or an entit
 its bytes or name another file; size and depth are bounded.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
 from ..errors import DataError
+from ..files import read_bytes
 
 MAX_BYTES, MAX_DEPTH = 2**20, 16
 """VOC's largest file has 12 kB, and its deepest element is 5 deep."""
+
+ENCODINGS = r"utf-?(8|16|16le|16be)|(us-)?ascii|iso-8859-\d+|windows-125\d|gbk|gb2312|gb18030|shift_jis|euc-(jp|kr)"
+"""Python would look for a module of any other name."""
 
 PARTS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -38,12 +43,9 @@ def read_voc_file(path: Path) -> VocFile:
         DataError: no such file, no XML, a document type or an entity, too large, numbers that are missing or none.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise DataError("the annotation of an image cannot be read", where=path, why=error.strerror) from error
-    if len(data) > MAX_BYTES:
-        raise DataError("the XML file is too large", where=path, why=f"more than {MAX_BYTES:,} bytes")
     try:
         objects = _elements(data)
         top = objects.pop()
@@ -69,6 +71,10 @@ def _elements(data: bytes) -> list[dict[str, str]]:
     def refuse(*_) -> None:
         raise ValueError("it declares a document type or an entity, which VOC's files never do")
 
+    def declaration(_version: str, encoding: str | None, _standalone: int) -> None:
+        if encoding is not None and not re.fullmatch(ENCODINGS, encoding, re.IGNORECASE):
+            raise ValueError(f"its encoding is {encoding!r:.40}; write it in UTF-8")
+
     def start(tag: str, _) -> None:
         stack.append(tag)
         texts.clear()
@@ -88,6 +94,7 @@ def _elements(data: bytes) -> list[dict[str, str]]:
         stack.pop()
 
     parser = expat.ParserCreate()
+    parser.XmlDeclHandler = declaration
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = texts.append

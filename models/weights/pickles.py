@@ -11,8 +11,8 @@ from __future__ import annotations
 import pickletools
 from typing import BinaryIO, NamedTuple
 
-MAX_OPERATIONS = 600_000
-"""A training state of 1,500 tensors and its optimizer take 150,000; this many take about a second."""
+MAX_OPERATIONS = 400_000
+"""A training state of 1,500 tensors and its optimizer take 150,000; this many take about half a second."""
 SCALARS = (str, bytes, int, float, bool, type(None))
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 IGNORED = {"PROTO", "FRAME"}
