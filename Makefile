@@ -4,8 +4,9 @@
 # make record NAME=amd-epyc-2-cores   on an idle machine: the same, and writes every published number and picture anew
 # make emulate-cuda   run the CUDA kernels on the CPU, emulated, against the references; needs no GPU and no nvcc
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
-# make fuzz       a million random problems for each operator, as many damaged annotation files, and every kind of bad
-#                 input also under torch.compile
+# make fuzz       a million random problems for each operator, as many damaged files for each reader, 10^8 run lengths
+#                 under sanitizers, and every kind of bad input also under torch.compile
+# make audit      known holes in the packages that were installed (pip-audit; it asks a service on the network)
 # make soak       kill 10,000 training runs and compare what they end with; flip 100,000 bits of checkpoints
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
@@ -27,7 +28,7 @@ cpu_index := https://download.pytorch.org/whl/cpu
 # Where there is no GPU the CUDA kernels are left out: they take minutes to compile, and nothing could run them.
 export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-.PHONY: train test bench record emulate-cuda sanitize fuzz soak lint data gpu-check clean
+.PHONY: train test bench record emulate-cuda sanitize fuzz audit soak lint data gpu-check clean
 
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
@@ -61,8 +62,14 @@ sanitize: $(VENV)/.test
 	$(run) scripts/sanitize.py narrow $(ARGS)
 
 fuzz: $(VENV)/.test
-	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py tests/test_data_fuzz.py $(ARGS)
+	CASCADEOPS_EXAMPLES=$(or $(EXAMPLES),1000000) $(run) -m pytest -q tests/test_properties.py tests/test_data_fuzz.py \
+	  tests/test_file_fuzz.py $(ARGS)
+	$(run) scripts/fuzz_rle.py --executions $(or $(EXECUTIONS),100000000)
 	$(run) tests/test_bad_input.py --compile-all
+
+audit: $(VENV)/.test
+	$(pip) install --quiet pip-audit
+	$(VENV)/bin/pip-audit --local --skip-editable $(ARGS)
 
 soak: $(VENV)/.test
 	CASCADEOPS_FLIPS=100000 $(run) -m pytest -q tests/test_checkpoints.py $(ARGS)

@@ -85,6 +85,12 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image, dtype=np.uint8)
 
 
+def label_map_palette(path: str | os.PathLike) -> list[int] | None:
+    """Colours (red, green, blue, red, ...) of a map's values; None if it has none. Errors are read_image's."""
+    with _open(path) as image:
+        return image.getpalette()
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(height, width) of the stored pixels, from the header alone. Raises DataError as read_image does."""
     with _open(path) as image:

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from ..errors import DataError
-from ..images import path_inside, read_label_map
+from ..images import label_map_palette, path_inside, read_label_map
 from .voc import listed_names
 from .voc_xml import PARTS
 
@@ -159,8 +159,7 @@ def _write_map(path: Path, target: Path, removed: set[int]) -> None:
     for number in sorted(removed, reverse=True):  # numbers of XML objects count from 0, those of the map from 1
         new_number[(new_number > number + 1) & (new_number < 255)] -= 1
         new_number[number + 1] = 255
-    with Image.open(path) as original:
-        palette = original.getpalette()
+    palette = label_map_palette(path)
     map_ = Image.fromarray(new_number[read_label_map(path)])
     if palette is not None:
         map_.putpalette(palette)
