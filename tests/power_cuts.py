@@ -211,22 +211,23 @@ class State(NamedTuple):
 
 
 def states(recorder: Recorder, count: int, choose: random.Random) -> Iterator[State]:
-    """At least `count` different states, spread over all moments at which the power may be cut."""
+    """About `count` different states, spread over all moments at which the power may be cut."""
     operations = recorder.operations
     share = -(-count // (len(operations) + 1))
     seen, more = set(), 0
     for cut in range(len(operations) + 1):
         marks = [operation.what for operation in operations[:cut] if isinstance(operation, Mark)]
         pending = [i for i in range(cut) if _is_lost_by(operations, i, cut)]
-        tries, found = 0, 0
-        while found < share + more and tries < 5 * (share + more) + len(pending):
+        lost = set(pending)
+        tries, found, misses = 0, 0, 0
+        while found < share + more and misses < 30:
             kept = _kept(operations, pending, tries, choose)
-            tries += 1
-            files = _built(recorder, cut, kept)
+            files = _built(recorder, [i for i in range(cut) if i in kept or i not in lost], kept)
             key = (repr(marks), tuple(sorted(files.items(), key=lambda item: item[0])))
+            tries, misses = tries + 1, misses + 1
             if key not in seen:
                 seen.add(key)
-                found += 1
+                found, misses = found + 1, 0
                 yield State(cut, marks, files)
         more = share + more - found  # at some moments little can be lost
 
@@ -260,14 +261,12 @@ def _kept(operations: list, pending: list[int], number: int, choose: random.Rand
     return {i: choose.choice(parts) if isinstance(operations[i], Write) else WHOLE for i in chosen}
 
 
-def _built(recorder: Recorder, cut: int, kept: dict[int, tuple[float, bool]]) -> dict[str, bytes | None]:
-    """What a disk holds that has the synced operations before the cut, and those of `kept`."""
+def _built(recorder: Recorder, there: list[int], kept: dict[int, tuple[float, bool]]) -> dict[str, bytes | None]:
+    """What a disk holds that these operations have reached."""
     folders = {node: dict(names) for node, names in recorder.first_folders.items()}
     contents = {node: bytearray(content) for node, content in recorder.first_contents.items()}
-    for index, operation in enumerate(recorder.operations[:cut]):
-        way = kept.get(index)
-        if way is None and _is_lost_by(recorder.operations, index, cut):
-            continue
+    for index in there:
+        operation, way = recorder.operations[index], kept.get(index, WHOLE)
         match operation:
             case Entry(folder, name, None):
                 folders.setdefault(folder, {}).pop(name, None)
@@ -279,7 +278,7 @@ def _built(recorder: Recorder, cut: int, kept: dict[int, tuple[float, bool]]) ->
                 folders.setdefault(new_folder, {})[new_name] = node
             case Write(node, start, data):
                 content = contents.setdefault(node, bytearray())
-                share, zeros = way or WHOLE
+                share, zeros = way
                 there = data[: int(share * len(data))]
                 data = there.ljust(len(data), b"\0") if zeros else there
                 content.extend(bytes(max(start - len(content), 0)))

@@ -39,10 +39,28 @@ def sources_alone(folder: Path, version: str = cascadeops.__version__) -> Path:
 # Loading
 
 
+IMPORTS = """
+import sys, time
+begin = time.process_time()
+import torch
+middle, known = time.process_time(), set(sys.modules)
+import cascadeops
+print(middle - begin, time.process_time() - middle, *(name for name in set(sys.modules) - known))
+"""
+
+
 def test_import_adds_little_to_torchs_own():
-    """At most 50 ms of the processor (about 13 were measured), in one of three runs: other programs add to it."""
-    code = "import time, torch\nbegin = time.process_time()\nimport cascadeops\nprint(time.process_time() - begin)"
-    assert any(float(python(code, ROOT).stdout) < 0.050 for _ in range(3))
+    """No other module, and at most 50 ms of the processor (about 13 were measured), in one of three runs.
+
+    On a busy machine the caches are others', too, and torch's own import takes longer than its 1.25 s: in proportion.
+    """
+    for _ in range(3):
+        # With compiled files, as an installed package has them: compiling takes longer than all the rest.
+        torchs, ours, *modules = python(IMPORTS, ROOT, PYTHONDONTWRITEBYTECODE="").stdout.split()
+        assert modules and all(name.split(".")[0] in ("cascadeops", "torch") for name in modules), modules
+        if float(ours) < 0.050 * max(1, float(torchs) / 1.25):
+            return
+    pytest.fail(f"torch: {torchs} s, cascadeops: {ours} s")
 
 
 def test_cuda_binary_loads_exactly_beside_a_cuda_torch():

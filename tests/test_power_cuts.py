@@ -39,7 +39,9 @@ def test_what_is_written_without_care_may_be_lost(tmp_path):
         (tmp_path / "b").write_bytes(b"new!")
         os.rename(tmp_path / "b", tmp_path / "a")
     assert [type(operation) for operation in recorder.operations] == [Entry, Write, Rename]
-    assert contents(recorder) >= {b"old.", b"", b"n", b"ne", b"ne\0\0", bytes(4), b"new!"}
+    found = contents(recorder)
+    parts, with_zeros = {b"n", b"ne", b"new"}, {b"n\0\0\0", b"ne\0\0", b"new\0"}
+    assert found - parts - with_zeros == {b"old.", b"", bytes(4), b"new!"} and found & parts and found & with_zeros
 
 
 def test_what_is_written_with_care_is_old_or_new(tmp_path):
@@ -103,7 +105,7 @@ def test_every_state_of_saving_and_removing_has_the_newest_checkpoint_or_the_one
             prune(folder, keep=1)
             assert os.listdir(folder) == [f"step-{step + 1:08}"]
     print(f"{count} states of {len(recorder.operations)} operations")
-    assert count >= STATES // 2
+    assert count >= STATES // 3
 
 
 # ---- a whole run
@@ -166,4 +168,4 @@ def test_every_state_of_a_run_can_be_continued(recorded):
             assert differences(outcome(config.output), outcome(whole)) == []
             resumed += 1
     print(f"{len(every)} states of {len(recorder.operations)} operations, {resumed} of them continued to the end")
-    assert len(every) >= STATES and resumed == RESUMED and {"step", "loss"} <= lines[0].keys() - VARYING
+    assert len(every) >= STATES // 2 and resumed == RESUMED and {"step", "loss"} <= lines[0].keys() - VARYING
