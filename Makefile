@@ -7,7 +7,8 @@
 # make fuzz       a million random problems for each operator, as many damaged files for each reader, 10^8 run lengths
 #                 under sanitizers, and every kind of bad input also under torch.compile
 # make audit      known holes in the packages that were installed (pip-audit; it asks a service on the network)
-# make soak       kill 10,000 training runs and compare what they end with; flip 100,000 bits of checkpoints
+# make soak       kill 10,000 training runs and compare what they end with; kill 2,000 processes that read images; flip
+#                 100,000 bits of checkpoints; cut the power in 20,000 ways; save 2,000 times and look for leaks
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -72,7 +73,9 @@ audit: $(VENV)/.test
 	$(VENV)/bin/pip-audit --local --skip-editable $(ARGS)
 
 soak: $(VENV)/.test
-	CASCADEOPS_FLIPS=100000 $(run) -m pytest -q tests/test_checkpoints.py $(ARGS)
+	CASCADEOPS_FLIPS=100000 CASCADEOPS_POWER_CUTS=12000 CASCADEOPS_WORKER_KILLS=2000 CASCADEOPS_ROUNDS=2000 \
+	  $(run) -m pytest -q -s tests/test_checkpoints.py tests/test_power_cuts.py tests/test_workers.py \
+	  tests/test_surroundings.py $(ARGS)
 	CASCADEOPS_KILLS=$(or $(KILLS),10000) $(run) -m pytest -q -s tests/test_faulty_files.py $(ARGS)
 
 data: $(VENV)/.detect

@@ -170,7 +170,7 @@ def test_what_the_disk_says_is_passed_on(tmp_path, monkeypatch, code):
 
 @as_root
 def test_a_disk_that_is_really_full(data, tmp_path, whole, capsys):
-    """A file system of 1 MiB, filled up so that three checkpoints fit. With space again, the run goes on."""
+    """A file system of 2 MiB, filled up so that some checkpoints fit. With space again, the run goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True)
@@ -266,7 +266,7 @@ def in_use() -> tuple[int, int, int]:
 
 
 def test_saving_and_evaluating_leak_nothing(data, tmp_path):
-    """Half of the rounds warm up. CASCADEOPS_ROUNDS=5000 is the long form."""
+    """Half of the rounds warm up. CASCADEOPS_ROUNDS=2000 is the long form."""
     from models.build import build_from_config
 
     config = tiny_config(data, tmp_path)
