@@ -84,6 +84,7 @@ def _cards(subjects: Sequence[Subject]) -> Html:
     cards = [
         ("mask AP", [number(recorded_ap(s.run, "mask_ap")) for s in subjects]),
         ("box AP", [number(recorded_ap(s.run, "box_ap")) for s in subjects]),
+        ("VOC mAP", [number(recorded_ap(s.run, "voc_map")) for s in subjects]),
         ("duration", [clock(s.run.seconds()) for s in subjects]),
         ("images/s in training", [number(_median(s.run, "images_per_second"), 1) for s in subjects]),
         ("peak memory, GiB", [number(_peak(s.run), 2) for s in subjects]),
@@ -166,6 +167,7 @@ def _precisions(evaluations: Sequence[dict[str, float]]) -> dict[str, dict[str, 
     keys = list(dict.fromkeys(key for values in evaluations for key in values))
     kind = "mask" if "mask_ap" in keys else "box"
     every = {f"{k}_ap{threshold}": f"{k} AP{threshold}" for k in ("mask", "box") for threshold in ("", "50")}
+    every["voc_map"] = "VOC mAP"
     sizes = {f"{kind}_ap_{size}": size for size in SIZES[1:]}
     classes = {key: key.partition("/")[2] for key in keys if key.startswith(f"{kind}_ap/")}
     charts = {"average precision": every, f"{kind} AP by size": sizes, f"{kind} AP by class": classes}

@@ -15,8 +15,8 @@ from .page import Html, escape, join, picture, tag
 from .report_study import Study
 from .visualise import overlay
 
-SIDE = 480
-"""Longest side of a picture in the page, in pixels."""
+SIDES = {1: 440, 2: 340}
+"""Number of runs -> longest side of a picture in pixels: a page stays below 5 MB even if the images are noise."""
 
 STYLE = """
 .rows { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 1.4rem }
@@ -44,10 +44,12 @@ class Pictures:
             image = self._studies[0].dataset.image(self._index[image_id])
         except UserError as error:
             return tag("figure", tag("figcaption", f"{info.file_name}: {error.what}"))
-        cells = [_cell("there", f"objects of {info.file_name}", self._with_objects(image, image_id))]
+        side = SIDES[len(self._names)]
+        cells = [_cell("there", f"objects of {info.file_name}", self._with_objects(image, image_id), side)]
         for number, name in enumerate(self._names):
             title = name if len(self._names) > 1 else "found"
-            cells.append(_cell(title, f"{name}: found in {info.file_name}", self._with_found(image, image_id, number)))
+            alt = f"{name}: found in {info.file_name}"
+            cells.append(_cell(title, alt, self._with_found(image, image_id, number), side))
         words = [_words(quality) for quality in qualities]
         if len(self._names) > 1:
             words = [f"{name}: {text}" for name, text in zip(self._names, words, strict=True)]
@@ -96,9 +98,9 @@ def _with_box(entry: Mapping) -> dict:
     return dict(entry) | {"bbox": mask_api.toBbox(bytes_rle(entry["segmentation"])).tolist()}
 
 
-def _cell(title: str, alt: str, pixels: np.ndarray) -> Html:
+def _cell(title: str, alt: str, pixels: np.ndarray, side: int) -> Html:
     image = Image.fromarray(pixels)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return tag("div", tag("span", title), picture(np.asarray(image), alt))
 
 

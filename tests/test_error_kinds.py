@@ -83,6 +83,14 @@ def test_a_mended_detection_takes_the_object_from_one_that_is_less_sure():
     assert counts == {"class": 1, "duplicate": 1}
     # the first becomes a dog and the one at 0.6 goes: cat 1, dog 1 (the duplicate comes behind)
     assert costs == pytest.approx({"class": 0.25, "duplicate": 0})
+    # it matters which of the two stays: 0.8 is surer than the wrong dog at 0.7, and 0.6 is not
+    ap, _, costs = errors(
+        truth((CAT, A), (DOG, B)), found((0.8, CAT, B), (0.7, DOG, FAR), (0.6, DOG, B), (0.5, CAT, A))
+    )
+    assert ap == pytest.approx(0.5) and costs["class"] == pytest.approx(0.5)
+    # and that the other goes: an object that is found twice does not make up for one that is not found
+    ap, _, costs = errors(truth((CAT, A), (DOG, B), (DOG, FAR)), found((0.9, CAT, A), (0.8, CAT, B), (0.6, DOG, B)))
+    assert ap == pytest.approx((1 + 51 / 101) / 2) and costs["class"] == pytest.approx(0)
     # the other way round, what is mended goes, and the surer one stays
     ap, counts, costs = errors(truth((CAT, A), (DOG, B)), found((0.8, CAT, A), (0.6, DOG, B), (0.5, CAT, B)))
     assert (ap, counts) == (pytest.approx(1), {"class": 1}) and costs == pytest.approx({"class": 0})
@@ -98,6 +106,8 @@ def test_the_limits_belong_to_the_better_side():
     # 10 of 20 rows: IoU 0.5 exactly; 2 of 20 columns: 0.1 exactly
     ground_truth = truth((CAT, [0, 0, 20, 20]))
     assert errors(ground_truth, found((0.9, CAT, [0, 0, 20, 10])))[1] == {}
+    twice = found((0.9, CAT, [0, 0, 20, 20]), (0.8, CAT, [0, 0, 20, 10]))
+    assert errors(ground_truth, twice)[1] == {"duplicate": 1}
     assert errors(ground_truth, found((0.9, CAT, [0, 0, 20, 2])))[1] == {"localisation": 1}
     assert errors(ground_truth, found((0.9, DOG, [0, 0, 20, 10])))[1] == {"class": 1}
     assert errors(ground_truth, found((0.9, DOG, [0, 0, 20, 2])))[1] == {"both": 1, "missed": 1}

@@ -75,7 +75,7 @@ def test_what_is_shown_of_a_run(tmp_path, data):
 
 
 def test_numbers_of_a_study_are_those_of_the_evaluation(tmp_path, data):
-    run = read_run(write_run(tmp_path / "first", data, quality=4))
+    run = read_run(write_run(tmp_path / "first", data, quality=5))  # IoU 11/21: right at 0.50 alone
     study = study_run(run, None)
     truth = json.loads((data / "annotations/instances_val.json").read_text())
     for kind, part in study.kinds.items():
@@ -90,6 +90,15 @@ def test_numbers_of_a_study_are_those_of_the_evaluation(tmp_path, data):
     # each object is found, and taken for the other class as well by a detection that comes behind
     assert study.main.confusion.tolist() == [[1, 0, 0], [0, 1, 0], [1, 1, 0]]
     assert study.main.errors.counts["class"] == 2
+
+
+def test_vocs_own_metric_is_shown_where_there_is_one(tmp_path, data):
+    run = write_run(tmp_path / "first", data)
+    assert "VOC" not in words(page_of(run))
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"images": 2', '"voc_map": 0.7125, "images": 2'))
+    text = words(page_of(run))
+    assert "0.713 VOC mAP" in text and "VOC mAP: 0.7125 at epoch 2" in text
 
 
 def test_two_runs(tmp_path, data):
@@ -241,13 +250,13 @@ class Tags(html.parser.HTMLParser):
 
 def hostile_run(folder: Path) -> Path:
     """A run in which every text that a page could show is markup."""
-    data = write_data(folder / "data", (SCRIPT, '"><script>1</script>'), "<b>&quot;'.png")
+    data = write_data(folder / "data", (SCRIPT, '"><script>1</script>'), "\"><b>&quot;'.png")
     run = write_run(
         folder / "<i>run", data, device=SCRIPT, system=SCRIPT, versions={SCRIPT: SCRIPT}, processor=[SCRIPT]
     )
     settings = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(settings | {SCRIPT: {SCRIPT: SCRIPT}, "arch": SCRIPT}))
-    lines = (run / "metrics.jsonl").read_text().replace("loss_class", "loss_<script>")
+    lines = (run / "metrics.jsonl").read_text().replace("loss_class", 'loss_\\"><script>')
     (run / "metrics.jsonl").write_text(lines + json.dumps({"step": 7, "loss": 1e400, f"mask_ap/{SCRIPT}": 1}) + "\n")
     return run
 
