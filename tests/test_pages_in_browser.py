@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium or Chrome on the path (apt-get install chromium), nor CASCADEOPS_BROWSER",
 )
 
-VIEWS = [(1280, "light"), (1280, "dark"), (390, "light")]
+WIDE, DARK, PHONE = (1280, "light"), (1280, "dark"), (390, "light")
+VIEWS = {"one": (WIDE, DARK, PHONE), "two": (WIDE, DARK, PHONE), "check": (DARK, PHONE), "none": (PHONE,)}
 SCRIPT = "<script>document.title='taken'</script><img src=http://evil.invalid/x.png onerror=\"document.title='taken'\">"
 
 LAID_OUT = """[...document.querySelectorAll('%s')].map(e => {
@@ -53,7 +54,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     content["annotations"][1]["category_id"] = SCRIPT
     path.write_text(json.dumps(content))
     (folder / "check.html").write_text(check_page(*_checked(data)))
-    return {name: folder / f"{name}.html" for name in ("one", "two", "none", "check")}
+    return {name: folder / f"{name}.html" for name in VIEWS}
 
 
 def _checked(data: Path):
@@ -61,8 +62,9 @@ def _checked(data: Path):
     return findings, data, folders
 
 
-@pytest.mark.parametrize(("width", "scheme"), VIEWS, ids=lambda value: str(value))
-@pytest.mark.parametrize("name", ["one", "two", "none", "check"])
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"), [(name, *view) for name, views in VIEWS.items() for view in views], ids=str
+)
 def test_a_page_is_drawn_whole(browser, pages, tmp_path, name, width, scheme):
     browser.open(pages[name], width, 900, scheme)
     assert browser.requests() == [pages[name].as_uri()]
