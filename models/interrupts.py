@@ -6,9 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAME_REQUEST = 3.0
+"""Seconds within which another SIGTERM is the same request: Slurm sends it to every process of a job, and torchrun
+hands it on to its processes."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -61,8 +65,10 @@ class StopSignals:
         if os.getpid() != self._process:  # a worker process: the one that it works for decides
             return
         name = signal.Signals(number).name
+        if self.asked == number == signal.SIGTERM and time.monotonic() < self._asked_at + SAME_REQUEST:
+            return
         if self._at_once or self.asked is not None:
             raise Interrupted(number, f"stopped by {name}")
-        self.asked = number
+        self.asked, self._asked_at = number, time.monotonic()
         # Not print(): the program may be in the middle of one.
         os.write(sys.__stderr__.fileno(), f"{name}: saving after this step; once more ends at once\n".encode())
