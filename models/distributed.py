@@ -13,6 +13,8 @@ import datetime
 import gc
 import json
 import os
+import secrets
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from .errors import DataError, MachineError, UsageError, UserError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells each process."""
+MEETING = 600.0
+"""Seconds that the processes of a job wait for each other at its start."""
 Result = TypeVar("Result")
 
 
@@ -83,23 +87,35 @@ def own_device(name: str, world: World) -> torch.device:
 
 
 @contextlib.contextmanager
-def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]:
+def joined(world: World, device: torch.device, timeout: float) -> Iterator[dist.Store | None]:
     """While the block runs, the processes can speak to each other: tensors of the CPU over gloo, of GPUs over NCCL.
 
     Args:
         timeout: seconds after which a process that is waited for is given up.
+
+    Yields:
+        A store that all of them read and write, by a connection that is used for nothing else; None in a world of one.
+
+    Raises:
+        MachineError: some process has not come.
     """
     if world.size == 1:
-        yield
+        yield None
         return
     on_gpu = device.type == "cuda"
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
+    store = _connect(serve=world.main and not served)
+    start = _agreed_name(store, world)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore(f"{start}/group", store),
+        rank=world.rank,
+        world_size=world.size,
         timeout=datetime.timedelta(seconds=timeout),
         device_id=device if on_gpu else None,
     )
     try:
-        yield
+        yield dist.PrefixStore(f"{start}/watchdog", _connect(False))
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -108,6 +124,38 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[None]
         # waits, with Python's lock held, for a thread that waits for Python's lock.
         gc.collect()
         dist.destroy_process_group()
+
+
+def _connect(serve: bool) -> dist.TCPStore:
+    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), datetime.timedelta(seconds=MEETING)
+    return dist.TCPStore(address, port, None, serve, wait, wait_for_workers=False, multi_tenant=True)
+
+
+def _agreed_name(store: dist.Store, world: World) -> str:
+    """A name of this start of the job, the same in all its processes.
+
+    torchrun keeps its store when it starts a job again, with the addresses of processes that have ended, and the number
+    of restarts that it tells them differs between machines. So each process asks under a name of its own, which only
+    a main process that lives now answers.
+    """
+    name = secrets.token_hex(8)
+    if not world.main:
+        store.set(f"hello/{world.rank}", name)
+        agreed = store.get(f"welcome/{name}").decode()
+        store.set(f"here/{agreed}/{world.rank}", "")
+        return agreed
+    deadline = time.monotonic() + MEETING
+    missing = set(range(1, world.size))
+    while missing:
+        for rank in missing:
+            if store.check([f"hello/{rank}"]):
+                store.set("welcome/" + store.get(f"hello/{rank}").decode(), name)
+        missing = {rank for rank in missing if not store.check([f"here/{name}/{rank}"])}
+        if missing and time.monotonic() > deadline:
+            why = f"ranks {sorted(missing)[:20]} have not come within {MEETING:.0f} s"
+            raise MachineError("the processes of the job do not find each other", os.environ["MASTER_ADDR"], why)
+        time.sleep(0.01 if missing else 0)
+    return name
 
 
 def together() -> bool:

@@ -45,7 +45,7 @@ from .recomputation import recompute_activations
 from .resume import RunFolder, TrainingState
 from .sessions import note_session
 from .training_step import TrainingStep
-from .watchdog import LIMITS, Watchdog, job_store
+from .watchdog import LIMITS, Watchdog
 
 NOBODY = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
 """What the processes beside the main one show their progress to."""
@@ -72,17 +72,18 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", why, fix)
     device = own_device(config.device, world)
     # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
-    with joined(world, device, max(LIMITS.values()) + config.rank_timeout):
-        store = job_store(config.rank_timeout) if world.size > 1 else None
-        with Watchdog(world.rank, world.size, store, config.rank_timeout) as watchdog:
-            train_together(scaled(config), world, device, train_set, val_set, watchdog)
+    with (
+        joined(world, device, max(LIMITS.values()) + config.rank_timeout) as store,
+        Watchdog(world.rank, world.size, store, config.rank_timeout) as watchdog,
+    ):
+        train_together(scaled(config), world, device, train_set, val_set, watchdog)
 
 
 def train_together(
     config: TrainConfig, world: World, device: torch.device, train_set, val_set, watchdog: Watchdog
 ) -> None:
     """`train` in each process of a job. The main one writes and talks; the others only compute."""
-    config = dataclasses.replace(config, resume=on_main(lambda: config.resume or was_restarted(config)))
+    config = dataclasses.replace(config, resume=is_continued(config))
     with first_on_its_machine(world):
         train_set, val_set = open_data(config, train_set, val_set)
     check_same_classes(
@@ -282,9 +283,11 @@ def memory_peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def was_restarted(config: TrainConfig) -> bool:
-    """Whether torchrun has started this job again, after a process of it had ended, and there is a run to continue."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (config.output / "config.json").exists()
+def is_continued(config: TrainConfig) -> bool:
+    """Whether there is a run to go on with: --resume, or torchrun has started the job again, after a process of it had
+    ended. (Of several machines, it tells only those of that process.)"""
+    restarts = max_over_ranks(float(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    return on_main(lambda: config.resume or (restarts > 0 and (config.output / "config.json").exists()))
 
 
 def evaluate(

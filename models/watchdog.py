@@ -1,6 +1,6 @@
 """Ends a job in which one process hangs or was stopped, and says which one, where, and why.
 
-with Watchdog(rank, size, job_store(timeout), timeout) as watchdog:
+with Watchdog(rank, size, store, timeout) as watchdog:
     watchdog.note(step, "forward")   # as often as one likes: it only remembers the time
 
 A thread of each process writes what was noted to the store of the job, once a second; a second thread judges, and never
@@ -47,7 +47,8 @@ class Watchdog:
 
     Args:
         rank, size: of this process, and how many there are.
-        store: of the job; None: a single process, which is watched all the same.
+        store: of the job, by a connection of its own: on one that is shared, whoever waits for a key keeps it from us.
+            None: a single process, which is watched all the same.
         timeout: seconds without progress that are a hang; what takes longer by nature has its limit in LIMITS.
     """
 
@@ -241,23 +242,6 @@ class Watchdog:
                 _say(f"rank {rank} (process {note['pid']}) is {state}, and killed:\n")
                 kill_with_stacks(note)
         os._exit(EXIT_CODE)
-
-
-def job_store(timeout: float) -> Store:
-    """A connection of its own to the store that torchrun (or rank 0) serves at MASTER_ADDR:MASTER_PORT: on the one of
-    torch.distributed, a thread that waits for a key would keep ours from it.
-
-    Args:
-        timeout: seconds, for one answer.
-    """
-    from datetime import timedelta
-
-    from torch.distributed import PrefixStore, TCPStore
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, None, False, timedelta(seconds=timeout), wait_for_workers=False)
-    # A restarted job has the same store.
-    return PrefixStore(f"watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _odd_ones(ranks: dict[int, tuple[dict, float]]) -> dict[int, tuple[dict, float]]:
