@@ -7,8 +7,9 @@
 # make fuzz       a million random problems for each operator, as many damaged files for each reader, 10^8 run lengths
 #                 under sanitizers, and every kind of bad input also under torch.compile
 # make audit      known holes in the packages that were installed (pip-audit; it asks a service on the network)
-# make soak       kill 10,000 training runs and compare what they end with; kill 2,000 processes that read images; flip
-#                 100,000 bits of checkpoints; cut the power in 20,000 ways; save 2,000 times and look for leaks
+# make soak       kill 10,000 training runs and 1,000 jobs of two processes, and compare what they end with; kill 2,000
+#                 processes that read images; flip 100,000 bits of checkpoints; cut the power in 20,000 ways; save 2,000
+#                 times and look for leaks; 200 hung processes
 # make lint       ruff and clang-format, as CI runs them
 # make data       write the embedded data set as a COCO folder
 # make gpu-check  on a machine with an NVIDIA GPU and the CUDA toolkit: build, test on the GPU, print one page
@@ -77,6 +78,7 @@ soak: $(VENV)/.test
 	  $(run) -m pytest -q -s tests/test_checkpoints.py tests/test_power_cuts.py tests/test_workers.py \
 	  tests/test_surroundings.py $(ARGS)
 	CASCADEOPS_KILLS=$(or $(KILLS),10000) $(run) -m pytest -q -s tests/test_faulty_files.py $(ARGS)
+	CASCADEOPS_JOB_KILLS=1000 CASCADEOPS_HANGS=200 $(run) -m pytest -q -s tests/test_killed_jobs.py tests/test_watchdog.py $(ARGS)
 
 data: $(VENV)/.detect
 	$(run) -m models.data $(ARGS)

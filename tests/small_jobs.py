@@ -1,7 +1,7 @@
 """Jobs of several ranks that start at no cost: ranks and launcher are forked from a process that has imported torch.
 
-The launcher does for its ranks what torchrun does: it tells them their place, hands SIGTERM on, ends all when one ends
-with an error. Real ones are in test_torchrun.py.
+The launcher does for its ranks what torchrun does: it tells them their place, serves their store, hands SIGTERM on, and
+ends all when one ends with an error. Real ones are in test_torchrun.py.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch.distributed import TCPStore
 
 from models import progress, training
 from models.command_line import _machine_fault, print_error
@@ -55,12 +56,14 @@ def start_job(config, ranks: int, log: Path, prepare: Callable[[int], None] = la
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
         members[_start_rank(config, place if ranks > 1 else {}, Path(f"{log}.{rank}"), lambda r=rank: prepare(r))] = (
             rank
         )
     signal.signal(signal.SIGTERM, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # After all forks: its threads may hold locks that a child would find held for ever.
+    store = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)  # noqa: F841 (as long as the launcher)
     first, codes, asked = 0, {}, None
     while members:
         process, status = os.waitpid(-1, os.WNOHANG if asked else 0)

@@ -1,0 +1,113 @@
+"""Kills jobs of two ranks at random moments, continues them, and compares what they end with to one left alone.
+
+    python tests/kill_jobs.py --kills 30        as test_killed_jobs.py starts it
+
+Kinds of kill: SIGKILL of a rank, of the launcher, of a loader worker; SIGTERM to the launcher; SIGSTOP of a rank, which
+the watchdog has to find. Prints one JSON object.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import gc
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in each rank)
+from small_jobs import end_of_job, prepare_process, start_job
+from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+
+from models import coco_evaluation, training  # noqa: F401
+from models.watchdog import EXIT_CODE
+
+KINDS = {"a rank": 0.6, "the launcher": 0.2, "SIGTERM": 0.1, "a worker": 0.05, "SIGSTOP": 0.05}
+TIMEOUT = 5.0
+"""Seconds, of the watchdog."""
+ENDINGS = {"SIGTERM": {128 + signal.SIGTERM, -signal.SIGTERM, 256 - signal.SIGTERM}, "SIGSTOP": {EXIT_CODE, 256 - 9, 4}}
+"""Exit codes of the launcher that these may have, beside those of a kill: a rank's signal s is 256 - s; 4: a rank whose
+connection broke."""
+
+
+def children_of(process: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(key) for key in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    prepare_process()
+    choose = random.Random(options.seed)
+    room = Path(tempfile.mkdtemp())
+    data = write_tiny_data(room / "data", train=16)
+    config = tiny_config(data, room / "run", batch_size=4, rank_timeout=TIMEOUT)
+    with contextlib.redirect_stdout(None):
+        training.train(dataclasses.replace(config, output=room / "first"))  # what is slow the first time
+    gc.collect()
+    gc.freeze()
+    started = time.monotonic()
+    assert end_of_job(start_job(dataclasses.replace(config, output=room / "whole"), 2, room / "whole.log")) == 0
+    length = time.monotonic() - started
+    whole = outcome(room / "whole")
+
+    kills, codes = collections.Counter(), collections.Counter()
+    runs, wrong, slowest = 0, [], collections.Counter()
+    while kills.total() < options.kills or not runs:
+        (kind,) = choose.choices(list(KINDS), list(KINDS.values()))
+        for log in room.glob("log.*"):
+            log.unlink()
+        launcher = start_job(dataclasses.replace(config, workers=int(kind == "a worker")), 2, room / "log")
+        time.sleep(choose.random() * length * 0.6)
+        ranks = children_of(launcher)
+        workers = [process for rank in ranks for process in children_of(rank)]
+        candidates = {"the launcher": [launcher], "SIGTERM": [launcher], "a worker": workers}.get(kind, ranks)
+        number = {"SIGTERM": signal.SIGTERM, "SIGSTOP": signal.SIGSTOP}.get(kind, signal.SIGKILL)
+        sent = time.monotonic()
+        victim = choose.choice(candidates) if candidates else 0
+        with contextlib.suppress(ProcessLookupError):
+            if victim:
+                os.kill(victim, number)
+        code = end_of_job(launcher)
+        codes[f"{kind}: {code}"] += 1
+        taken = time.monotonic() - sent
+        logs = "".join(log.read_text(errors="replace") for log in room.glob("log.[01]"))
+        if code != 0 or kind == "a worker":
+            kills[kind] += bool(victim)
+        if kind == "SIGSTOP" and code != 0:
+            taken -= TIMEOUT
+            # Before the watchdog runs, and after it has ended, another rank's broken connection tells.
+            if code == EXIT_CODE and not re.search(rf"culprit: rank \d \(process {victim} ", logs):
+                wrong.append(f"the stopped rank was not named: {logs[-3000:]}")
+        if code != 0:
+            slowest[kind] = max(slowest[kind], round(taken, 2))
+        allowed = {0, -signal.SIGKILL, 256 - signal.SIGKILL, 4} | ENDINGS.get(kind, set())
+        if code not in allowed:
+            wrong.append(f"{kind}: the job ended with {code}: {logs[-2000:]}")
+        if code != 0:
+            continue
+        found = differences(outcome(config.output), whole)
+        if found:
+            wrong.append(f"run {runs}: {found[:5]}")
+        runs += 1
+        shutil.rmtree(config.output)
+    shutil.rmtree(room)
+    report = {"kills": dict(kills), "runs compared": runs, "wrong": wrong, "exit codes": dict(codes)}
+    json.dump(report | {"slowest": dict(slowest), "seconds alone": round(length, 2)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
