@@ -45,16 +45,16 @@ def settings(config: TrainConfig) -> list[str]:
 
     texts = {
         name: json.dumps(value).replace('"', "") if isinstance(value, list) else value
-        for name, value in _unfolded(as_json(config)).items()
+        for name, value in unfolded(as_json(config)).items()
     }
     return [f"{name}={text}" for name, text in texts.items()]
 
 
-def _unfolded(values: dict, prefix: str = "") -> dict[str, object]:
+def unfolded(values: dict, prefix: str = "") -> dict[str, object]:
     """{"arch": "scnet", "optimizer.lr": 0.02, ...}"""
     found = {}
     for name, value in values.items():
-        found |= _unfolded(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= unfolded(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 
@@ -151,7 +151,7 @@ def _value(kind: object, value: object, name: str):
 
 def check_same_settings(before: dict, config: TrainConfig, where: Path) -> None:
     """UsageError, with the differences, if a run that began with the settings `before` is to go on with others."""
-    now, before = _unfolded(as_json(config)), _unfolded(before)
+    now, before = unfolded(as_json(config)), unfolded(before)
     differing = [key for key in now if key not in MAY_CHANGE and now[key] != before.get(key)]
     if differing:
         raise UsageError(

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config_files import MAX_BYTES, json_of, unfolded
 from .data.segmentation import MalformedAnnotation, are_numbers, checked_run_lengths
 from .errors import DataError
+from .files import check_regular, read_bytes
 from .progress import metric_lines
 from .sessions import NAME as SESSIONS
 
-LARGEST_JSON = 4 * 2**30
-"""Bytes. COCO's 5,000 images with 100 masks each take about 0.3 GB."""
+LARGEST_RESULTS, LARGEST_LOG = 4 * 2**30, 2**30
+"""Bytes. Results of COCO's 5,000 images with 100 masks each take about 0.3 GB; a line of metrics takes 0.5 kB."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,19 @@ def read_run(folder: Path) -> RunRecord:
         near = "\n".join(f"python -m models.report {run}" for run in runs)
         fix = near or "name the --output of a models.train: python -m models.report runs/scnet-small"
         raise DataError("this is not the folder of a training run", where=folder, why=why, fix=fix)
-    settings = _read_json(config, dict, "the settings of the run cannot be read")
+    try:
+        settings = unfolded(_json_file(config, dict, MAX_BYTES))
+        for name in ("metrics.jsonl", SESSIONS):
+            if (folder / name).exists() and check_regular(folder / name) > LARGEST_LOG:
+                raise ValueError(f"{name} has more than {LARGEST_LOG:,} bytes")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError("what the run has written cannot be read", where=config, why=error) from error
     lines = [_numbers(values) for _, values in metric_lines(folder / "metrics.jsonl")]
     lines = [line for line in lines if line["step"] >= 0 and line.get("images", 0) >= 0]  # no NaN either
     sessions = [values for values in _json_lines(folder / SESSIONS) if _is_time(values.get("time"))]
     return RunRecord(
         folder,
-        _unfolded(settings),
+        settings,
         [line for line in lines if "images" not in line],
         [line for line in lines if "images" in line],
         sorted(sessions, key=lambda session: session["time"]),
@@ -126,7 +133,10 @@ def read_results(path: Path, ground_truth: Mapping) -> list[dict]:
     what = "the detections of the run cannot be used"
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
-    entries = _read_json(path, list, what)
+    try:
+        entries = _json_file(path, list, LARGEST_RESULTS)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(what, where=path, why=error) from error
     for number, entry in enumerate(entries):
         try:
             _check_entry(entry, sizes, categories)
@@ -150,15 +160,11 @@ def _check_entry(entry: dict, sizes: Mapping, categories: set) -> None:
         raise ValueError("it has neither bbox nor segmentation")
 
 
-def _read_json(path: Path, kind: type, what: str):
-    try:
-        if os.path.getsize(path) > LARGEST_JSON:
-            raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, kind):
-            raise ValueError(f"expected {'a list' if kind is list else 'an object'}, got {type(value).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(what, where=path, why=error) from error
+def _json_file(path: Path, kind: type, most: int):
+    """Raises OSError, ValueError or RecursionError."""
+    value = json_of(read_bytes(path, most))
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {'a list' if kind is list else 'an object'}, got {type(value).__name__}")
     return value
 
 
@@ -185,13 +191,3 @@ def _numbers(values: Mapping) -> dict[str, float]:
 
 def _is_time(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e11  # seconds since 1970, and no NaN
-
-
-def _unfolded(values: Mapping, prefix: str = "") -> dict[str, object]:
-    result: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            result |= _unfolded(value, f"{prefix}{name}.")
-        else:
-            result[prefix + name] = value
-    return result

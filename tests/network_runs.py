@@ -27,6 +27,7 @@ def programs(folder: Path) -> dict[str, list]:
     write_json(folder / "config.json", as_json(config))
     found = {
         "train": ["--preset", folder / "config.json"],
+        "report": [folder / "run"],
         "evaluate": ["--weights", weights, "--data", data, "--output", folder / "evaluated"],
         "predict": [data / "val", "--weights", weights, "--output", folder / "predicted"],
         "data check": [data, "--page", folder / "check.html"],

@@ -43,9 +43,10 @@ def run(library: Path, folder: Path, *options: str) -> tuple[dict, list[str]]:
 
 def test_no_program_asks_for_the_network(library, tmp_path):
     codes, attempts = run(library, tmp_path)
-    assert len(codes) == 9
+    assert len(codes) == 10
     assert [name for name, code in codes.items() if code] == []
     assert (tmp_path / "run/weights.safetensors").is_file() and (tmp_path / "check.html").is_file()
+    assert (tmp_path / "run/report.html").is_file()
     assert attempts == []
 
 

@@ -4,6 +4,7 @@ import html
 import html.parser
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -199,6 +200,10 @@ def test_the_time_between_an_interruption_and_the_next_start_does_not_count():
     assert math.isnan(record([], [0]).seconds()) and math.isnan(record([10], []).seconds())
 
 
+DEEP = '{"a": ' * 980 + "1" + "}" * 980
+"""As deep as the reader of JSON takes it, and too deep for one function call a level."""
+
+
 @pytest.mark.parametrize(
     ("make", "where", "why"),
     [
@@ -211,8 +216,11 @@ def test_the_time_between_an_interruption_and_the_next_start_does_not_count():
             "expected an object",
         ),
         (lambda f: (f.mkdir(), (f / "config.json").write_text("[" * 99999)), "config.json", "recursion"),
+        (lambda f: (f.mkdir(), (f / "config.json").write_text(DEEP)), "config.json", "recursion"),
+        (lambda f: (f.mkdir(), (f / "config.json").write_text("{}"), os.mkfifo(f / "metrics.jsonl")), "config", "pipe"),
+        (lambda f: (f.mkdir(), (f / "config.json").write_text(" " * 2**20 + "{}")), "config", "too large"),
     ],
-    ids=["no folder", "empty", "broken", "a list", "deep"],
+    ids=["no folder", "empty", "broken", "a list", "deep", "deep for us", "a pipe", "large"],
 )
 def test_what_is_no_run_is_refused(tmp_path, make, where, why):
     make(tmp_path / "nothing-here")
@@ -300,7 +308,8 @@ def test_results_that_cannot_be_of_these_data_are_refused_before_they_are_used(t
     entries = json.loads(path.read_text())
     entries[1] = entry if not isinstance(entry, dict) else entries[1] | entry
     path.write_text(json.dumps(entries))
-    assert "detections.segm.json; entry 1: " in study_run(read_run(run), None)
+    refusal = r"detections\.segm\.json; (entry 1: |it contains (NaN|Infinity), which is no number)"
+    assert re.search(refusal, study_run(read_run(run), None))
 
 
 def test_metrics_and_sessions_of_any_kind_are_survived(tmp_path, data):
