@@ -110,8 +110,18 @@ def _notes(subjects: Sequence[Subject]) -> Html:
             lacks.append("sessions.jsonl is not there: start, machine and versions are not known")
         if isinstance(subject.study, str):
             lacks.append(f"errors, confusion, sizes and images are left out: {subject.study}")
+        elif abs(subject.study.main.ap() - _recorded_main_ap(subject)) > 1e-6:  # not where either is NaN
+            noted, found = number(_recorded_main_ap(subject)), number(subject.study.main.ap())
+            lacks.append(
+                "detections.*.json are not of the last evaluation in metrics.jsonl (the run was stopped between the "
+                f"two, or files were exchanged): AP {found} by the former, {noted} by the latter"
+            )
         notes += [tag("p", tag("b", f"{subject.name}: "), text, class_="note") for text in lacks]
     return join(notes)
+
+
+def _recorded_main_ap(subject: Subject) -> float:
+    return recorded_ap(subject.run, {"segm": "mask_ap", "bbox": "box_ap"}[subject.study.main_kind])
 
 
 # ---- curves

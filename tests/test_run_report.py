@@ -152,6 +152,13 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path, data, change, 
     assert "Settings" in headings(page) and "weight_decay 0.0001" in words(page)
 
 
+def test_results_of_another_evaluation_are_noticed(tmp_path, data):
+    run, other = (write_run(tmp_path / name, data, quality=moved) for name, moved in (("first", 1), ("second", 5)))
+    for kind in ("bbox", "segm"):
+        shutil.copy(other / f"detections.{kind}.json", run)
+    assert "AP 0.100 by the former, 0.800 by the latter" in words(page_of(run))
+
+
 def test_images_that_cannot_be_read_are_named(tmp_path, data):
     run = write_run(tmp_path / "first", data)
     (data / "val/0.png").unlink()
