@@ -20,7 +20,7 @@ class Case(NamedTuple):
     reader: str  # of malicious_runner.READERS
     path: str
     outcome: str = "refused"
-    """Or "left alone": what is wrong is not used, and the rest is read."""
+    """Or "left alone": what is wrong is not used, and the rest is read. Or one of the two."""
 
 
 def put(path: Path, content: bytes | str) -> Path:
@@ -70,7 +70,7 @@ HUGE = '"height": 7094, "width": 7095'
 
 def annotation_files(folder: Path) -> list[Case]:
     sizes = '"height": 1, "width": 1'
-    many = ", ".join(members(f'"id": {i}, "file_name": "{i}.png"', sizes) for i in range(3, 20_000))
+    many = ", ".join(members(f'"id": {i}, "file_name": "{i}.png"', sizes) for i in range(3, 5_000))
     long = members(f'"id": 2, "file_name": "{"y" * 4_000}.png"', sizes)
     classes = ", ".join(members(f'"id": {i}, "name": "a"') for i in range(2, 40_000))
     first = '"images": ['
@@ -144,9 +144,12 @@ def annotation_files(folder: Path) -> list[Case]:
         "class name that steers a terminal": coco_text().replace('"name": "a"', f'"name": {json.dumps(ESC)}'),
         "class name that is HTML": coco_text().replace('"name": "a"', '"name": "<script>alert(1)</script>"'),
     }
-    cases = [Case(name, "annotations", str(put(folder / name / "a.json", text))) for name, text in texts.items()]
-    for name, text in left_alone.items():
-        cases.append(Case(name, "annotations", str(put(folder / name / "a.json", text)), "left alone"))
+    cases = []
+    for name, text in (texts | left_alone).items():
+        path = put(folder / name / "annotations/instances_val.json", text)
+        cases.append(Case(name, "annotations", str(path), "left alone" if name in left_alone else "refused"))
+        put(folder / name / "val/1.png", png(40, 60))
+        cases.append(Case(name, "check", str(folder / name), "refused or left alone"))
     os.mkfifo(folder / "pipe.json")
     cases.append(Case("pipe in the place of annotations", "annotations", str(folder / "pipe.json")))
     return cases

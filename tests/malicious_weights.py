@@ -142,6 +142,7 @@ def tensor(
     return named("torch._utils", function) + b"(" + arguments + b"tR"
 
 
+REBUILD = named("torch._utils", "_rebuild_tensor_v2")
 FOUR_FLOATS = struct.pack("<4f", 1, 2, 3, 4)
 
 
@@ -260,6 +261,8 @@ def false_tensors() -> dict[str, bytes]:
             ),
             {"data/0": FOUR_FLOATS},
         ),
+        "storage that is no record": archive(pickle_of(REBUILD + b"()K\x00))tR")),
+        "storage without arguments": archive(pickle_of(REBUILD + b"()QK\x00))tR")),
         "no arguments": archive(pickle_of(named("torch._utils", "_rebuild_tensor_v2") + b")R")),
         "parameter of itself": archive(pickle_of(named("torch._utils", "_rebuild_parameter") + b")R")),
         "old view of a storage": archive(

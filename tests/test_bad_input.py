@@ -171,9 +171,9 @@ def document(outcomes: dict[str, dict]) -> str:
 INTRODUCTION = """# What bad input does
 
 Nothing that is passed to an operator ends the process or makes it read or write outside of the arguments' memory. This
-page says what happens instead, on the CPU. `tests/test_bad_input.py` runs all of it, also under autocast, compiled, on
-the meta device and through the gradient, and fails where this page is out of date (`python tests/test_bad_input.py`
-writes it).
+page says what happens instead, on the CPU ([SECURITY.md](../SECURITY.md): what bad files do). `tests/test_bad_input.py`
+runs all of it, also under autocast, compiled, on the meta device and through the gradient, and fails where this page is
+out of date (`python tests/test_bad_input.py` writes it).
 
 - **error**: an exception that names the operator and the argument.
 - **value**: a result that depends on the arguments alone. What it is, the operator's docstring says.

@@ -103,23 +103,24 @@ def are_long_enough(segmentation: list) -> bool:
 
 def usable_polygons(segmentation: list) -> list[list[float]]:
     """The polygons of 3 points or more with an x and a y for each; the others are dropped, as mmdetection does."""
-    kept, outline = [], 0.0
+    kept, bound = [], 0.0
     for polygon in segmentation:
         if not isinstance(polygon, list) or not are_numbers(polygon):
             raise MalformedAnnotation("a polygon must be a flat list of numbers x1, y1, x2, y2, ...")
-        if polygon and beyond(polygon, LARGEST_COORDINATE):
+        largest = max(max(polygon), -min(polygon)) if polygon else 0
+        if largest > LARGEST_COORDINATE:
             raise MalformedAnnotation(f"a polygon has a coordinate beyond {LARGEST_COORDINATE:.0f} pixels")
         if len(polygon) >= 6 and len(polygon) % 2 == 0:
             kept.append(polygon)
-            outline += outline_length(np.array(polygon))
-    if outline > LONGEST_OUTLINE:
+            bound += len(polygon) * largest  # a side, for which there are two coordinates, is at most 2 * largest long
+    if bound > LONGEST_OUTLINE and (outline := sum(map(outline_length, kept))) > LONGEST_OUTLINE:
         raise MalformedAnnotation(f"its outlines have {outline:.0f} pixels, more than {LONGEST_OUTLINE:,}")
     return kept
 
 
-def outline_length(polygon: np.ndarray) -> float:
-    """Pixels that pycocotools walks along a polygon [2 n]: the longer of the two differences of each side."""
-    points = polygon.reshape(-1, 2)
+def outline_length(polygon: list[float]) -> float:
+    """Pixels that pycocotools walks along a polygon: the longer of the two differences of each side."""
+    points = np.array(polygon, np.float64).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 

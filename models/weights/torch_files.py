@@ -69,7 +69,7 @@ def _tensor(record: object, read_storage: ReadStorage) -> Tensor | None:
     try:
         storage, offset, size, stride = record.arguments[:4]
         dtype, key, numel = _storage(storage)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise PickleFault(f"a tensor is described in an unknown way ({type(error).__name__})") from None
     numbers = (numel, offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
     possible = all(type(number) is int and 0 <= number < 1 << 40 for number in numbers)
@@ -196,7 +196,7 @@ def _storage_sizes(content: object) -> dict[object, int]:
             if item.function == PERSISTENT:
                 try:
                     dtype, key, _ = _storage(item)
-                except (TypeError, ValueError, KeyError):
+                except (TypeError, ValueError, KeyError, IndexError, AttributeError):
                     raise PickleFault("a storage is described in an unknown way") from None
                 sizes[key] = dtype.itemsize
             left += [item.function, item.arguments, item.state]
