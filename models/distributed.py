@@ -127,8 +127,19 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[dist.
 
 
 def _connect(serve: bool) -> dist.TCPStore:
-    address, port, wait = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), datetime.timedelta(seconds=MEETING)
-    return dist.TCPStore(address, port, None, serve, wait, wait_for_workers=False, multi_tenant=True)
+    address, port, launcher = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.getppid()
+    deadline = time.monotonic() + MEETING
+    while True:
+        try:
+            wait = datetime.timedelta(seconds=5)
+            store = dist.TCPStore(address, port, None, serve, wait, wait_for_workers=False, multi_tenant=True)
+            store.set_timeout(datetime.timedelta(seconds=MEETING))
+            return store
+        except RuntimeError as error:
+            # Whoever serves may come later; not if the launcher has gone.
+            if serve or os.getppid() != launcher or time.monotonic() > deadline:
+                what, where = "the processes of the job do not find each other", f"{address}:{port}"
+                raise MachineError(what, where, str(error).splitlines()[0]) from error
 
 
 def _agreed_name(store: dist.Store, world: World) -> str:

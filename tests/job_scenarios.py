@@ -74,8 +74,8 @@ def main() -> None:
         code = end_of_job(job)
         logs = [(room / f"{name}.log.{rank}").read_text() for rank in range(ranks)]
         codes = Path(f"{room / name}.log.codes")
-        ranks_codes = eval(codes.read_text(), {}) if codes.exists() else {}
-        return {"code": code, "codes": ranks_codes, "seconds": time.monotonic() - start, "logs": logs}
+        rank_codes = json.loads(codes.read_text()) if codes.exists() else {}
+        return {"code": code, "codes": rank_codes, "seconds": time.monotonic() - start, "logs": logs}
 
     # The images of each step, for a run of one rank and for one whose ranks become 2, 4 and 1 again.
     run("alone", 1, before_step(nothing, room / "alone.seen"))

@@ -7,6 +7,7 @@ ends all when one ends with an error. Real ones are in test_torchrun.py.
 import contextlib
 import ctypes
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -76,7 +77,7 @@ def start_job(config, ranks: int, log: Path, prepare: Callable[[int], None] = la
         if code and not first:
             first, asked = code, time.monotonic()
             hand_on(signal.SIGTERM, None)
-    Path(f"{log}.codes").write_text(str(codes))
+    Path(f"{log}.codes").write_text(json.dumps(codes))
     os._exit(first % 256)
 
 
