@@ -186,9 +186,9 @@ class Watchdog:
     def _is_over(self, note: dict, silence: float) -> bool:
         if note["what"] == ENDED:
             return False
-        idle = note["idle"] + silence
+        waits = note["what"] in WAITING and self._size > 1
         silent = silence > max(self._timeout, 4 * BEAT)  # on a busy machine a beat or two may be late
-        return silent or (note["what"] not in WAITING and idle > self._limit(note["what"]))
+        return silent or (not waits and note["idle"] + silence > self._limit(note["what"]))
 
     def _all_wait(self, ranks: dict) -> bool:
         """For too long, and all of them alive: one that is not will be found by its silence."""

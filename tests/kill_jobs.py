@@ -47,6 +47,7 @@ def children_of(process: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=1e9, help="that it may take, for fewer kills perhaps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,7 +67,8 @@ def main() -> None:
 
     kills, codes = collections.Counter(), collections.Counter()
     runs, wrong, slowest = 0, [], collections.Counter()
-    while kills.total() < options.kills or not runs:
+    begun = time.monotonic()
+    while (kills.total() < options.kills and time.monotonic() < begun + options.seconds) or not runs:
         (kind,) = choose.choices(list(KINDS), list(KINDS.values()))
         for log in room.glob("log.*"):
             log.unlink()

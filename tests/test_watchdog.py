@@ -59,6 +59,18 @@ with Watchdog(0, 1, None, 1.0) as dog:
     assert 1.0 < seconds < 6.0
 
 
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_single_process_waits_for_nobody(phase, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    dog = Watchdog(0, 1, None, timeout=10.0)
+    dog.note(3, phase)
+    clock[0] = 9.0
+    assert dog._fault() is None
+    clock[0] = 11.0
+    assert f"step 3, {phase}, for 11 s" in dog._fault()["text"]
+
+
 def test_progress_and_long_phases_are_no_hangs(tmp_path):
     code = """
 with Watchdog(0, 1, None, 0.5) as dog:
@@ -68,7 +80,7 @@ with Watchdog(0, 1, None, 0.5) as dog:
     for step in range(4):
         dog.note(step, "forward")
         time.sleep(0.3)
-    for phase in ("saving", "evaluating", "waiting"):
+    for phase in ("saving", "evaluating"):
         dog.note(4, phase)
         time.sleep(0.8)
 """
