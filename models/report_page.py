@@ -62,8 +62,8 @@ def _summary(subject: Subject) -> Html:
     run = subject.run
     data = (f"{word}: {_data(run, split)}" for word, split in (("trained on", "train"), ("validated on", "val")))
     parts = [run.settings.get("arch"), _state(run), *(data if run.data("train") else ())]
-    if run.sessions:
-        last = run.sessions[-1]
+    if run.starts:
+        last = run.starts[-1]
         device = "" if last.get("device") in ("cpu", None) else f"{last['device']}, "
         machine = f"{device}{last.get('processor', '-')}, {last.get('processors', '-')} processors"
         machine += "" if last.get("processes", 1) == 1 else f", {last['processes']} processes"
@@ -106,8 +106,8 @@ def _notes(subjects: Sequence[Subject]) -> Html:
         lacks = []
         if not subject.run.steps:
             lacks.append("no step has been logged (metrics.jsonl), so there are no curves")
-        if not subject.run.sessions:
-            lacks.append("sessions.jsonl is not there: start, machine and versions are not known")
+        if not subject.run.starts:
+            lacks.append("starts.jsonl is not there: start, machine and versions are not known")
         if isinstance(subject.study, str):
             lacks.append(f"errors, confusion, sizes and images are left out: {subject.study}")
         elif abs(subject.study.main.ap() - _recorded_main_ap(subject)) > 1e-6:  # not where either is NaN
@@ -202,24 +202,24 @@ def _time(subjects: Sequence[Subject]) -> Html:
     ]
     parts = [comparison([subject.name for subject in subjects], rows)]
     for subject in subjects:
-        sessions = subject.run.sessions
-        if sessions:
+        starts = subject.run.starts
+        if starts:
             title = f"Started and continued: {subject.name}" if len(subjects) > 1 else "Started and continued"
-            parts += [tag("h3", title), _sessions(sessions)]
+            parts += [tag("h3", title), _all_starts(starts)]
     return join(parts)
 
 
-def _sessions(sessions: Sequence[dict]) -> Html:
+def _all_starts(starts: Sequence[dict]) -> Html:
     headings = ("when (UTC)", "from step", "device", "processes", "processor", "memory, GiB", "system", "versions")
     keys = ("step", "device", "processes", "processor", "memory_gib", "system")
     rows = [
-        (moment(session["time"]), *(session.get(key, "-") for key in keys), _versions(session)) for session in sessions
+        (moment(start["time"]), *(start.get(key, "-") for key in keys), _versions(start)) for start in starts
     ]
     return table(headings, rows, numbers=(1, 3, 5))
 
 
-def _versions(session: dict) -> str:
-    known = session.get("versions")
+def _versions(start: dict) -> str:
+    known = start.get("versions")
     return ", ".join(f"{name} {text}" for name, text in known.items()) if isinstance(known, dict) else "-"
 
 

@@ -21,7 +21,7 @@ from .files import write_json
 from .loss_window import LossWindow
 from .recipes import TrainConfig
 from .run_folder import owned_folder
-from .sessions import versions
+from .starts import versions
 
 MOST_FAILED_SAVES = 3
 """In a row; a run that can no longer save is told to stop."""

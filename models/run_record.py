@@ -1,4 +1,4 @@
-"""What a training run has kept, read back for a report: settings, metrics, sessions, results of the last evaluation.
+"""What a training run has kept, read back for a report: settings, metrics, starts, results of the last evaluation.
 
 Folders of runs are handed around, and a run may still be going or have been cut off at any moment: what is not there,
 or not as it should be, is a DataError or a note for the reader, and nothing in a folder is believed.
@@ -17,7 +17,7 @@ from .data.segmentation import MalformedAnnotation, are_numbers, checked_run_len
 from .errors import DataError
 from .files import check_regular, read_bytes
 from .progress import metric_lines
-from .sessions import NAME as SESSIONS
+from .starts import NAME as STARTS
 
 LARGEST_RESULTS, LARGEST_LOG = 4 * 2**30, 2**30
 """Bytes. Results of COCO's 5,000 images with 100 masks each take about 0.3 GB; a line of metrics takes 0.5 kB."""
@@ -34,8 +34,8 @@ class RunRecord:
     """Lines of metrics.jsonl from training"""
     evaluations: list[dict[str, float]]
     """... and from evaluations"""
-    sessions: list[dict]
-    """A line for each time that it was started or continued: `models.sessions`"""
+    starts: list[dict]
+    """A line for each time that it was started or continued: `models.starts`"""
 
     @property
     def name(self) -> str:
@@ -49,8 +49,8 @@ class RunRecord:
         return math.nan
 
     def data(self, split: str) -> dict:
-        """What the last session wrote of the "train" or "val" data: name, folder, images, classes; {} if nothing."""
-        described = self.sessions[-1].get("data") if self.sessions else None
+        """What the last start wrote of the "train" or "val" data: name, folder, images, classes; {} if nothing."""
+        described = self.starts[-1].get("data") if self.starts else None
         described = described.get(split) if isinstance(described, dict) else None
         return described if isinstance(described, dict) else {}
 
@@ -60,7 +60,7 @@ class RunRecord:
         Steps that an interruption undid are not in it, nor is what came behind the last line.
         """
         lines = [line["time"] for line in self._by_time()]
-        starts = [session["time"] for session in self.sessions]
+        starts = [start["time"] for start in self.starts]
         if not lines or not starts:
             return math.nan
         total, before = 0.0, min(starts)
@@ -75,7 +75,7 @@ class RunRecord:
         total, before = 0.0, math.nan
         for line in self._by_time():
             if "images" in line and not math.isnan(before):
-                starts = [session["time"] for session in self.sessions if before < session["time"] <= line["time"]]
+                starts = [start["time"] for start in self.starts if before < start["time"] <= line["time"]]
                 total += line["time"] - max([before, *starts])
             before = line["time"]
         return total if not math.isnan(before) else math.nan
@@ -107,20 +107,20 @@ def read_run(folder: Path) -> RunRecord:
         raise DataError("this is not the folder of a training run", where=folder, why=why, fix=fix)
     try:
         settings = unfolded(_json_file(config, dict, MAX_BYTES))
-        for name in ("metrics.jsonl", SESSIONS):
+        for name in ("metrics.jsonl", STARTS):
             if (folder / name).exists() and check_regular(folder / name) > LARGEST_LOG:
                 raise ValueError(f"{name} has more than {LARGEST_LOG:,} bytes")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("what the run has written cannot be read", where=config, why=error) from error
     lines = [_numbers(values) for _, values in metric_lines(folder / "metrics.jsonl")]
     lines = [line for line in lines if line["step"] >= 0 and line.get("images", 0) >= 0]  # no NaN either
-    sessions = [values for values in _json_lines(folder / SESSIONS) if _is_time(values.get("time"))]
+    starts = [values for values in _json_lines(folder / STARTS) if _is_time(values.get("time"))]
     return RunRecord(
         folder,
         settings,
         [line for line in lines if "images" not in line],
         [line for line in lines if "images" in line],
-        sorted(sessions, key=lambda session: session["time"]),
+        sorted(starts, key=lambda start: start["time"]),
     )
 
 

@@ -43,7 +43,7 @@ from .progress import MetricsLog, Progress, best_step, evaluations
 from .recipes import TrainConfig
 from .recomputation import recompute_activations
 from .resume import RunFolder, TrainingState
-from .sessions import note_session
+from .starts import note_start
 from .training_step import TrainingStep
 from .watchdog import LIMITS, Watchdog
 
@@ -132,7 +132,7 @@ def train_together(
         log = MetricsLog(output, resume_step=iteration if config.resume else None) if world.main else None
         bad_images = BadImages(output, len(train_set) // world.size, progress.print if world.main else print)
         if world.main:
-            note_session(output, device, iteration, train_set, val_set)
+            note_start(output, device, iteration, train_set, val_set)
             describe_run(config, detector, train_set, val_set, device, world, total, iteration)
         while True:
             # A run may have been stopped between a checkpoint and its evaluation.

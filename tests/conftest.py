@@ -56,6 +56,20 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"emulated CUDA: {emulated_cuda.launches()} kernels were launched")
 
 
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A COCO folder of six images of 32 x 32 pixels; not to be changed."""
+    from tiny_runs import write_tiny_data  # not for the tests of operators, which need none of it
+
+    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Training draws no detections beside the ground truth."""
+    monkeypatch.setattr("models.training.save_comparison", lambda *_, **__: torch.zeros(2, 2, 3).byte().numpy())
+
+
 @pytest.fixture(autouse=True)
 def guarded_arguments(request):
     """With --guarded, a read one byte beyond an argument's memory ends the run."""

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
@@ -21,15 +20,7 @@ from models.resume import MOST_FAILED_SAVES
 
 ROOT = Path(__file__).parent.parent
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # ---- a loss that is not finite
@@ -55,10 +46,10 @@ def infinite_weight(detector: torch.nn.Module) -> None:
         detector.rpn.conv.weight[0, 0, 0, 0] = float("inf")
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_data, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as inner, pytest.raises(DataError) as error:
         broken_in_step(5, inner, infinite_weight)
-        training.train(tiny_config(data, tmp_path))
+        training.train(tiny_config(tiny_data, tmp_path))
     assert error.value.where.startswith("step 5, images [1")
     assert "loss_rpn_objectness is inf" in error.value.why and "gradient_norm is nan" in error.value.why
     folder = tmp_path / "replay" / "step-00000005"
@@ -75,7 +66,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(data, tmp_path, monkeyp
     assert "first output that is not finite: rpn.conv" in shown
 
 
-def test_a_replay_computes_what_the_step_computed(data, tmp_path, monkeypatch, capsys):
+def test_a_replay_computes_what_the_step_computed(tiny_data, tmp_path, monkeypatch, capsys):
     """The step is a sound one that is taken for a bad one: its losses come out again to the last digit."""
     seen = {}
 
@@ -87,7 +78,7 @@ def test_a_replay_computes_what_the_step_computed(data, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(training_step, "check_finite", judged_bad)
     with pytest.raises(DataError, match="loss is nan"):
-        training.train(tiny_config(data, tmp_path))
+        training.train(tiny_config(tiny_data, tmp_path))
     capsys.readouterr()
     replay.main(replay.Replay(folder=tmp_path / "replay" / "step-00000002", device="cpu"))
     shown = capsys.readouterr().out
@@ -96,13 +87,13 @@ def test_a_replay_computes_what_the_step_computed(data, tmp_path, monkeypatch, c
     assert "every value is finite here" in shown
 
 
-def test_a_run_goes_on_after_a_replay_was_written(data, tmp_path, monkeypatch):
-    config = tiny_config(data, tmp_path / "broken")
+def test_a_run_goes_on_after_a_replay_was_written(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data, tmp_path / "broken")
     with monkeypatch.context() as inner, pytest.raises(DataError):
         broken_in_step(5, inner, infinite_weight)
         training.train(config)
     training.train(dataclasses.replace(config, resume=True))
-    training.train(tiny_config(data, tmp_path / "whole"))
+    training.train(tiny_config(tiny_data, tmp_path / "whole"))
     assert differences(outcome(tmp_path / "broken"), outcome(tmp_path / "whole")) == []
 
 
@@ -124,24 +115,24 @@ def full_disk(monkeypatch, failing: range) -> None:
     monkeypatch.setattr(files.os, "rename", refused)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tiny_data, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as inner:
         full_disk(inner, range(2, 4))
-        training.train(tiny_config(data, tmp_path / "full", keep_checkpoints=9))
+        training.train(tiny_config(tiny_data, tmp_path / "full", keep_checkpoints=9))
     shown = capsys.readouterr().out
     assert "step 2: cannot write the checkpoint; the earlier ones are kept as they were" in shown
     assert f"where: {tmp_path / 'full/checkpoints/step-00000002'}" in shown
     assert "No space left on device (" in shown and "MiB free in" in shown
     steps = [int(path.name[5:]) for path in checkpoint_folders(tmp_path / "full/checkpoints")]
     assert steps == [1, 4, 5, 6]
-    training.train(tiny_config(data, tmp_path / "whole"))
+    training.train(tiny_config(tiny_data, tmp_path / "whole"))
     assert differences(outcome(tmp_path / "full"), outcome(tmp_path / "whole")) == []
 
 
-def test_a_disk_that_stays_full_ends_the_run_with_what_was_saved(data, tmp_path, monkeypatch):
+def test_a_disk_that_stays_full_ends_the_run_with_what_was_saved(tiny_data, tmp_path, monkeypatch):
     full_disk(monkeypatch, range(2, 99))
     with pytest.raises(MachineError, match="the earlier ones are kept"):
-        training.train(tiny_config(data, tmp_path, epochs=3))
+        training.train(tiny_config(tiny_data, tmp_path, epochs=3))
     assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")] == ["step-00000001"]
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001"]
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
@@ -151,7 +142,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_what_was_saved(data, tmp_path,
 # ---- out of memory
 
 
-def test_out_of_memory_says_the_sum_and_the_flag(data, tmp_path, monkeypatch):
+def test_out_of_memory_says_the_sum_and_the_flag(tiny_data, tmp_path, monkeypatch):
     """The real thing: a step that asks the allocator for 2^60 bytes."""
 
     def greedy(*_):
@@ -159,7 +150,7 @@ def test_out_of_memory_says_the_sum_and_the_flag(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(models.faster_rcnn.FasterRCNN, "losses", greedy)
     with pytest.raises(MachineError) as error:
-        training.train(tiny_config(data, tmp_path))
+        training.train(tiny_config(tiny_data, tmp_path))
     assert error.value.what == "out of memory at step 1"
     assert error.value.where.startswith("2 images padded to 32 x 32, with up to 1 objects: [1")
     assert error.value.why.startswith("weights 0.00 + gradients 0.00 + momentum 0.00 + images 0.00 + activations and")

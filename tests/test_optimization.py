@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import differences, outcome, tiny_config
 
 from models.checkpoint import load_detector
 from models.command_line import parse
@@ -87,13 +87,8 @@ def test_the_average_of_the_weights():
     assert torch.equal(averaged.module[1].running_mean, module[1].running_mean)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-def test_the_average_is_what_a_run_evaluates_and_writes(data, tmp_path):
-    config = tiny_config(data, tmp_path / "run", ema_decay=0.9, evaluate_every=0)
+def test_the_average_is_what_a_run_evaluates_and_writes(tiny_data, tmp_path):
+    config = tiny_config(tiny_data, tmp_path / "run", ema_decay=0.9, evaluate_every=0)
     train(dataclasses.replace(config, max_iterations=4))
     train(dataclasses.replace(config, resume=True))
     train(dataclasses.replace(config, output=tmp_path / "whole"))
@@ -106,12 +101,12 @@ def test_the_average_is_what_a_run_evaluates_and_writes(data, tmp_path):
     assert any(not torch.equal(value, tensors[f"detector/{name}"]) for name, value in written.items())
 
 
-def test_parts_of_a_step_are_means_of_their_losses(data, tmp_path):
+def test_parts_of_a_step_are_means_of_their_losses(tiny_data, tmp_path):
     """Two images whose losses have the same counts: the gradient of the parts is that of the whole."""
     runs = {}
     for accumulate in (1, 2):
         config = tiny_config(
-            data, tmp_path / str(accumulate), accumulate=accumulate, max_iterations=1, evaluate_every=0
+            tiny_data, tmp_path / str(accumulate), accumulate=accumulate, max_iterations=1, evaluate_every=0
         )
         backbone = dataclasses.replace(config.detector.backbone, norm="frozen_batch")
         train(dataclasses.replace(config, detector=dataclasses.replace(config.detector, backbone=backbone)))
@@ -121,9 +116,9 @@ def test_parts_of_a_step_are_means_of_their_losses(data, tmp_path):
         assert parts[name] == pytest.approx(whole[name], rel=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
+def test_a_batch_that_cannot_be_shared_is_refused(tiny_data, tmp_path):
     with pytest.raises(UsageError, match="3 parts: 1 process times --accumulate 3"):
-        train(tiny_config(data, tmp_path, accumulate=3))
+        train(tiny_config(tiny_data, tmp_path, accumulate=3))
 
 
 def test_biases_may_have_a_rate_and_a_decay_of_their_own():

@@ -110,7 +110,7 @@ def test_every_state_of_saving_and_removing_has_the_newest_checkpoint_or_the_one
 
 # ---- a whole run
 
-GROWING = {"metrics.jsonl", "sessions.jsonl", "evaluation.partial.jsonl", "owner.lock"}
+GROWING = {"metrics.jsonl", "starts.jsonl", "evaluation.partial.jsonl", "owner.lock"}
 """Files that are not replaced as a whole."""
 
 

@@ -19,24 +19,16 @@ from models.recipes import TrainConfig, presets
 from models.resume import RunFolder
 from models.run_folder import owned_folder
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def whole(tiny_data, tmp_path_factory):
     """What a run gives that is never stopped."""
     output = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
-        training.train(tiny_config(data, output))
+        training.train(tiny_config(tiny_data, output))
     return outcome(output)
 
 
@@ -59,18 +51,18 @@ def stopped_after(step: int, patch: pytest.MonkeyPatch, config: TrainConfig) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_from_every_step(data, tmp_path, monkeypatch, whole, workers):
+def test_from_every_step(tiny_data, tmp_path, monkeypatch, whole, workers):
     """Epochs have 3 steps: 1, 2, 4 and 5 are inside of one; 3 and 6 lie between a checkpoint and its evaluation."""
     for step in range(1, 7) if workers == 0 else (1, 3, 5):
-        config = tiny_config(data, tmp_path / str(step), workers=workers)
+        config = tiny_config(tiny_data, tmp_path / str(step), workers=workers)
         stopped_after(step, monkeypatch, config)
         training.train(dataclasses.replace(config, resume=True))
         assert differences(outcome(config.output), whole) == [], f"stopped after step {step}"
 
 
-def test_a_checkpoint_that_comes_rarely_is_gone_back_to(data, tmp_path, monkeypatch, whole):
+def test_a_checkpoint_that_comes_rarely_is_gone_back_to(tiny_data, tmp_path, monkeypatch, whole):
     """Steps 4 and 5 are computed, and logged, a second time."""
-    config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
+    config = tiny_config(tiny_data, tmp_path, checkpoint_every_steps=0)
     original = training_step.check_finite
 
     def die_in_step_6(config, output, world, step, *arguments):
@@ -86,8 +78,8 @@ def test_a_checkpoint_that_comes_rarely_is_gone_back_to(data, tmp_path, monkeypa
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, tmp_path, monkeypatch, whole, capsys):
-    config = tiny_config(data, tmp_path)
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(tiny_data, tmp_path, monkeypatch, whole, capsys):
+    config = tiny_config(tiny_data, tmp_path)
 
     def die(*_):
         raise Killed
@@ -100,8 +92,8 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(data, tmp_path, 
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(data, tmp_path, monkeypatch, whole, capsys):
-    config = tiny_config(data, tmp_path)
+def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(tiny_data, tmp_path, monkeypatch, whole, capsys):
+    config = tiny_config(tiny_data, tmp_path)
     stopped_after(5, monkeypatch, config)
     path = tmp_path / "checkpoints" / "step-00000005" / "tensors.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -110,7 +102,7 @@ def test_a_damaged_checkpoint_costs_the_steps_behind_the_one_before(data, tmp_pa
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_the_best_checkpoint_outlives_the_last_ones(data, tmp_path, monkeypatch):
+def test_the_best_checkpoint_outlives_the_last_ones(tiny_data, tmp_path, monkeypatch):
     scores = iter([0.5, 0.1, 0.2, 0.3])
     evaluate = training.evaluate_detector
 
@@ -119,13 +111,13 @@ def test_the_best_checkpoint_outlives_the_last_ones(data, tmp_path, monkeypatch)
         return dataclasses.replace(metrics, mask=None, box=dataclasses.replace(metrics.box, ap=next(scores)))
 
     monkeypatch.setattr(training, "evaluate_detector", scored)
-    training.train(tiny_config(data, tmp_path, epochs=4, checkpoint_every_steps=0, keep_checkpoints=1))
+    training.train(tiny_config(tiny_data, tmp_path, epochs=4, checkpoint_every_steps=0, keep_checkpoints=1))
     names = [path.name for path in checkpoint_folders(tmp_path / "checkpoints")]
     assert names == ["step-00000003", "step-00000012"]
 
 
-def test_other_data_are_refused(data, tmp_path, monkeypatch):
-    config = tiny_config(data, tmp_path / "run")
+def test_other_data_are_refused(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data, tmp_path / "run")
     stopped_after(1, monkeypatch, config)
     other = write_tiny_data(tmp_path / "other", train=8)
     with pytest.raises(DataError, match="not the data that the run was started with"):
@@ -162,8 +154,8 @@ def test_a_wrong_configuration_file_is_told(tmp_path, change, text):
         read_config(path)
 
 
-def test_a_run_starts_again_from_its_configuration_alone(data, tmp_path, monkeypatch, whole):
-    first = tiny_config(data, tmp_path / "first")
+def test_a_run_starts_again_from_its_configuration_alone(tiny_data, tmp_path, monkeypatch, whole):
+    first = tiny_config(tiny_data, tmp_path / "first")
     stopped_after(1, monkeypatch, first)
     monkeypatch.chdir(tmp_path)
     again = starting_points(["--preset", "first/config.json"])["first/config.json"]
@@ -178,8 +170,8 @@ def test_a_run_starts_again_from_its_configuration_alone(data, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-def test_a_signal_saves_after_the_step_and_ends(data, tmp_path, monkeypatch, whole, number, code):
-    config = tiny_config(data, tmp_path, checkpoint_every_steps=0)
+def test_a_signal_saves_after_the_step_and_ends(tiny_data, tmp_path, monkeypatch, whole, number, code):
+    config = tiny_config(tiny_data, tmp_path, checkpoint_every_steps=0)
     original = training_step.check_finite
 
     def signal_in_step_2(config, output, world, step, *arguments):
@@ -197,8 +189,8 @@ def test_a_signal_saves_after_the_step_and_ends(data, tmp_path, monkeypatch, who
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_a_signal_in_an_evaluation_ends_at_once(data, tmp_path, monkeypatch, whole):
-    config = tiny_config(data, tmp_path)
+def test_a_signal_in_an_evaluation_ends_at_once(tiny_data, tmp_path, monkeypatch, whole):
+    config = tiny_config(tiny_data, tmp_path)
 
     def signalled(*_, **__):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -211,9 +203,9 @@ def test_a_signal_in_an_evaluation_ends_at_once(data, tmp_path, monkeypatch, who
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_a_second_run_is_refused_and_told_who_is_first(data, tmp_path):
+def test_a_second_run_is_refused_and_told_who_is_first(tiny_data, tmp_path):
     with owned_folder(tmp_path), pytest.raises(UsageError, match="another run is writing"):
-        training.train(tiny_config(data, tmp_path))
+        training.train(tiny_config(tiny_data, tmp_path))
     assert not (tmp_path / "config.json").exists()
 
 

@@ -136,13 +136,13 @@ def test_two_runs_on_different_data(tmp_path, data):
     [
         (lambda run, data: (run / "metrics.jsonl").write_text(""), "no step has been logged"),
         (lambda run, data: (run / "metrics.jsonl").unlink(), "The run has not been evaluated yet"),
-        (lambda run, data: (run / "sessions.jsonl").unlink(), "start, machine and versions are not known"),
+        (lambda run, data: (run / "starts.jsonl").unlink(), "start, machine and versions are not known"),
         (lambda run, data: (run / "detections.segm.json").write_text("[{"), "detections.segm.json; Expecting property"),
         (lambda run, data: (run / "detections.bbox.json").unlink(), "No such file or directory"),
         (lambda run, data: shutil.rmtree(data), "no such data set folder"),
         (lambda run, data: shutil.rmtree(data / "annotations"), "no annotation file for the split 'val'"),
     ],
-    ids=["no line", "no metrics", "no sessions", "broken results", "no results", "no data", "no annotations"],
+    ids=["no line", "no metrics", "no starts", "broken results", "no results", "no data", "no annotations"],
 )
 def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path, data, change, note):
     run = write_run(tmp_path / "first", data)
@@ -319,13 +319,13 @@ def test_results_that_cannot_be_of_these_data_are_refused_before_they_are_used(t
     assert re.search(refusal, study_run(read_run(run), None))
 
 
-def test_metrics_and_sessions_of_any_kind_are_survived(tmp_path, data):
+def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
     run = write_run(tmp_path / "first", data)
     lines = [{"step": 10**400}, {"step": -1}, {"step": 8, "loss": "x", "epoch": 1e300, "time": -1e300, "lr": [1]},
              {"step": 9, "loss": True, "images": None}, {"step": 10, "time": 1e299, "memory_gib": -5}]  # fmt: skip
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    sessions = [
+    starts = [
         {"time": 1e300},
         {"time": None},
         {"time": START, "data": 3, "versions": []},
@@ -333,8 +333,8 @@ def test_metrics_and_sessions_of_any_kind_are_survived(tmp_path, data):
         "x",
         {"time": math.nan},
     ]
-    with open(run / "sessions.jsonl", "a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in sessions)
+    with open(run / "starts.jsonl", "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in starts)
     assert headings(page_of(run))[-1] == "Settings"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import differences, outcome, tiny_config
 
 from models import training
 from models.data import loader, workers
@@ -231,16 +231,6 @@ def test_no_process_outlives_its_parent():
 # ---- in a training run
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: torch.zeros(2, 2, 3, dtype=torch.uint8).numpy())
-
-
 def dying(monkeypatch, marks: Path, once: bool) -> None:
     """In a loader's process, the image with index 4 kills it in the first epoch."""
     batch = loader._batch
@@ -256,20 +246,20 @@ def dying(monkeypatch, marks: Path, once: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_loses_a_process_ends_as_one_that_did_not(data, tmp_path, monkeypatch, capfd):
-    training.train(tiny_config(data, tmp_path / "whole"))
+def test_a_run_that_loses_a_process_ends_as_one_that_did_not(tiny_data, tmp_path, monkeypatch, capfd):
+    training.train(tiny_config(tiny_data, tmp_path / "whole"))
     with monkeypatch.context() as inner:
         dying(inner, tmp_path, once=True)
-        training.train(tiny_config(data, tmp_path / "dying", workers=2))
+        training.train(tiny_config(tiny_data, tmp_path / "dying", workers=2))
     told = [line for line in capfd.readouterr().err.splitlines() if "started again" in line]
     assert len(told) == 1 and "4.png" in told[0]
     assert differences(outcome(tmp_path / "dying"), outcome(tmp_path / "whole")) == []
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_run_whose_images_kill_twice_ends_with_their_names(data, tmp_path, monkeypatch):
+def test_a_run_whose_images_kill_twice_ends_with_their_names(tiny_data, tmp_path, monkeypatch):
     with monkeypatch.context() as inner, pytest.raises(MachineError) as error:
         dying(inner, tmp_path, once=False)
-        training.train(tiny_config(data, tmp_path / "run", workers=2))
+        training.train(tiny_config(tiny_data, tmp_path / "run", workers=2))
     assert "4.png" in error.value.where and error.value.why == "killed by SIGKILL"
     assert "--resume" in error.value.fix and error.value.exit_code == 4

@@ -21,7 +21,7 @@ def write_run(folder: Path, data: Path, /, rate: float = 0.03, quality: int = 1,
 
     Args:
         quality: by how many pixels detections are moved; beside each object there is one of the other class.
-        facts: of sessions.jsonl.
+        facts: of starts.jsonl.
     """
     folder.mkdir(parents=True)
     base = recipes.small("mask_rcnn").detector
@@ -59,7 +59,7 @@ def write_run(folder: Path, data: Path, /, rate: float = 0.03, quality: int = 1,
         if step % 3 == 0:
             lines.append({"step": step, "time": START + 10 * step + 4} | scores)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    session = {
+    start = {
         "time": START,
         "step": 0,
         "device": "cpu",
@@ -74,7 +74,7 @@ def write_run(folder: Path, data: Path, /, rate: float = 0.03, quality: int = 1,
             for split, count in (("train", 6), ("val", 2))
         },
     }
-    (folder / "sessions.jsonl").write_text(json.dumps(session | facts) + "\n")
+    (folder / "starts.jsonl").write_text(json.dumps(start | facts) + "\n")
     return folder
 
 

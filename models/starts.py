@@ -1,4 +1,4 @@
-"""Where and when a run ran: a line of sessions.jsonl for each time that it was started or continued."""
+"""Where and when a run ran: a line of starts.jsonl for each time that it was started or continued."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import cascadeops
 
 from .files import explained
 
-NAME = "sessions.jsonl"
+NAME = "starts.jsonl"
 
 
-def note_session(folder: Path, device: torch.device, first_step: int, train_set, val_set) -> None:
+def note_start(folder: Path, device: torch.device, first_step: int, train_set, val_set) -> None:
     """Adds this process's line to the run in `folder`; nothing in it but what a report shows.
 
     Raises:
