@@ -138,8 +138,12 @@ def _connect(serve: bool) -> dist.TCPStore:
         except RuntimeError as error:
             # Whoever serves may come later; not if the launcher has gone.
             if serve or os.getppid() != launcher or time.monotonic() > deadline:
-                what, where = "the processes of the job do not find each other", f"{address}:{port}"
-                raise MachineError(what, where, str(error).splitlines()[0]) from error
+                raise _not_met(str(error).splitlines()[0]) from error
+
+
+def _not_met(why: str) -> MachineError:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return MachineError("the processes of the job do not find each other", where, why)
 
 
 def _agreed_name(store: dist.Store, world: World) -> str:
@@ -152,7 +156,10 @@ def _agreed_name(store: dist.Store, world: World) -> str:
     name = secrets.token_hex(8)
     if not world.main:
         store.set(f"hello/{world.rank}", name)
-        agreed = store.get(f"welcome/{name}").decode()
+        try:
+            agreed = store.get(f"welcome/{name}").decode()
+        except RuntimeError as error:
+            raise _not_met(f"rank 0 has not come within {MEETING:.0f} s") from error
         store.set(f"here/{agreed}/{world.rank}", "")
         return agreed
     deadline = time.monotonic() + MEETING
@@ -163,8 +170,7 @@ def _agreed_name(store: dist.Store, world: World) -> str:
                 store.set("welcome/" + store.get(f"hello/{rank}").decode(), name)
         missing = {rank for rank in missing if not store.check([f"here/{name}/{rank}"])}
         if missing and time.monotonic() > deadline:
-            why = f"ranks {sorted(missing)[:20]} have not come within {MEETING:.0f} s"
-            raise MachineError("the processes of the job do not find each other", os.environ["MASTER_ADDR"], why)
+            raise _not_met(f"ranks {sorted(missing)[:20]} have not come within {MEETING:.0f} s")
         time.sleep(0.01 if missing else 0)
     return name
 

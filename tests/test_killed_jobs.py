@@ -20,5 +20,6 @@ def test_killed_jobs_end_as_one_that_was_left_alone():
     print(done.stdout)
     assert report["wrong"] == []
     assert sum(report["kills"].values()) >= KILLS and report["runs compared"] >= 1
-    # A hung rank within 5 s beyond the timeout; the launcher of these tests leaves its other ranks 10 s.
-    assert max(report["slowest"].values()) < 16
+    # A hung rank within 5 s beyond the timeout; but one that is stopped before it has met the others is left to the
+    # launcher, which gives it 10 s.
+    assert max(report["slowest"].values()) < 20
