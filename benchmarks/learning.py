@@ -13,12 +13,12 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -72,13 +72,14 @@ ROWS = {
 """Options of each row. Backbones: resnet18_narrow; in the last two rows, bottlenecks of its depth and width."""
 
 
-def train_all(path: Path, train: Callable[[list[str]], dict], steps: int = STEPS) -> None:
+def train_all(path: Path, train: Callable[[list[str]], dict], steps: int = STEPS, at_once: int = 1) -> None:
     """Trains every row with every seed that the results file `path` does not have.
 
     Args:
         path: created if it is missing.
         train: options of models.train -> what is kept of the run.
         steps: of each run.
+        at_once: runs at a time, each on a core.
 
     Raises:
         SystemExit: the tree has changes that are not committed, or the file is of another commit or budget.
@@ -100,11 +101,14 @@ def train_all(path: Path, train: Callable[[list[str]], dict], steps: int = STEPS
     if other := [name for name in facts if name != "month" and document[name] != facts[name]]:
         raise SystemExit(f"learning: {path} is of another {', '.join(other)}; move it away to start anew")
     done = {(run["row"], run["seed"]) for run in document["runs"]}
-    for seed in SEEDS:  # so that what there is after an interruption has as many runs of each row
-        for row, options in ROWS.items():
-            if (row, seed) in done:
-                continue
-            run = train([*options, *budget(steps), f"--seed={seed}"])
+    # Seed by seed, so that what there is after an interruption has as many runs of each row.
+    missing = [(row, seed) for seed in SEEDS for row in ROWS if (row, seed) not in done]
+    with ThreadPoolExecutor(at_once) as pool:
+        runs = {
+            pool.submit(train, [*ROWS[row], *budget(steps), f"--seed={seed}"]): (row, seed) for row, seed in missing
+        }
+        for ended in as_completed(runs):
+            (row, seed), run = runs[ended], ended.result()
             document["runs"].append({"row": row, "seed": seed} | run)
             with atomic_write(path, "w") as file:
                 json.dump(document, file, indent=1)
@@ -115,13 +119,15 @@ def train_once(options: list[str]) -> dict:
     """One run in a process of its own: {"box_ap", "mask_ap", "seconds" (clock), "cpu_seconds", "parameters"}."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "models.train", *options, f"--output={folder}"]
-        start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode != 0:
-            raise SystemExit(f"learning: {' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        start = time.monotonic()
+        with open(Path(folder) / "log.txt", "w+") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)  # its own time, beside other runs
+            log.seek(0)
+            shown = log.read()
+        if status != 0:
+            raise SystemExit(f"learning: {' '.join(command)} ended:\n{shown[-2000:]}")
         lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     (score,) = (line for line in lines if "images" in line)
     return {
@@ -130,8 +136,8 @@ def train_once(options: list[str]) -> dict:
         "loss": lines[-2]["loss"],
         "images": score["images"],
         "seconds": round(time.monotonic() - start, 1),
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "millions": float(re.search(r"([\d.]+) M parameters", done.stdout)[1]),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "millions": float(re.search(r"([\d.]+) M parameters", shown)[1]),
     }
 
 
@@ -187,13 +193,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=STORED, metavar="FILE.json")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each run (default: {STEPS})")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time, each on a core")
     parser.add_argument("--rewrite", type=Path, metavar="FILE.md", help="a page with marks; nothing is trained")
     options = parser.parse_args(arguments)
     if options.rewrite:
         text = rewritten(options.rewrite.read_text(), json.loads(options.results.read_text()))
         options.rewrite.write_text(text)
     else:
-        train_all(options.results, train_once, options.steps)
+        train_all(options.results, train_once, options.steps, options.at_once)
 
 
 if __name__ == "__main__":

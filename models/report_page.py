@@ -212,9 +212,7 @@ def _time(subjects: Sequence[Subject]) -> Html:
 def _all_starts(starts: Sequence[dict]) -> Html:
     headings = ("when (UTC)", "from step", "device", "processes", "processor", "memory, GiB", "system", "versions")
     keys = ("step", "device", "processes", "processor", "memory_gib", "system")
-    rows = [
-        (moment(start["time"]), *(start.get(key, "-") for key in keys), _versions(start)) for start in starts
-    ]
+    rows = [(moment(start["time"]), *(start.get(key, "-") for key in keys), _versions(start)) for start in starts]
     return table(headings, rows, numbers=(1, 3, 5))
 
 
