@@ -107,12 +107,15 @@ def train_all(path: Path, train: Callable[[list[str]], dict], steps: int = STEPS
         runs = {
             pool.submit(train, [*ROWS[row], *budget(steps), f"--seed={seed}"]): (row, seed) for row, seed in missing
         }
-        for ended in as_completed(runs):
-            (row, seed), run = runs[ended], ended.result()
-            document["runs"].append({"row": row, "seed": seed} | run)
-            with atomic_write(path, "w") as file:
-                json.dump(document, file, indent=1)
-            print(f"{row}, seed {seed}: box AP {run['box_ap']:.3f}, mask AP {run['mask_ap']:.3f}", flush=True)
+        try:
+            for ended in as_completed(runs):
+                (row, seed), run = runs[ended], ended.result()
+                document["runs"].append({"row": row, "seed": seed} | run)
+                with atomic_write(path, "w") as file:
+                    json.dump(document, file, indent=1)
+                print(f"{row}, seed {seed}: box AP {run['box_ap']:.3f}, mask AP {run['mask_ap']:.3f}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C those that have not begun
 
 
 def train_once(options: list[str]) -> dict:
