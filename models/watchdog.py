@@ -174,7 +174,8 @@ class Watchdog:
         culprits = {rank: found for rank, found in ranks.items() if self._is_over(*found)}
         if culprits:
             return self._report("the job hangs", culprits, ranks)
-        if self._watcher and self._size > len(ranks) and self._now() - self._start > self._limit("starting"):
+        # They have met, and are about to join the group of processes; with a thousand of them that takes a while.
+        if self._watcher and self._size > len(ranks) and self._now() - self._start > 2 * self._timeout:
             absent = sorted(set(range(self._size)) - ranks.keys())
             return self._report(f"the job hangs: ranks {absent} have not started", {}, ranks)
         if self._watcher and self._size > 1 and len(ranks) == self._size and self._all_wait(ranks):
