@@ -16,8 +16,11 @@ from .errors import MachineError
 
 
 @contextlib.contextmanager
-def explained_memory(step: int, batch: Batch, detector: torch.nn.Module, optimizer) -> Iterator[None]:
-    """Turns running out of memory, on the device or the host, into a MachineError. No weight has changed then."""
+def explained_memory(step: int, batch: Batch, parts: int, detector: torch.nn.Module, optimizer) -> Iterator[None]:
+    """Turns running out of memory, on the device or the host, into a MachineError. No weight has changed then.
+
+    parts: batches that this process takes its images of a step in.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -27,22 +30,22 @@ def explained_memory(step: int, batch: Batch, detector: torch.nn.Module, optimiz
         device = batch.images.device
         parameters = list(detector.parameters())
         states = (value for entries in optimizer.state.values() for value in entries.values())
-        parts = {
+        used = {
             "weights": _gib(parameters),
             "gradients": _gib(parameter for parameter in parameters if parameter.requires_grad),
             "momentum": _gib(value for value in states if isinstance(value, Tensor)),
             "images": _gib([batch.images]),
         }
         peak, total = _peak_and_total(device)
-        parts["activations and the rest"] = max(peak - sum(parts.values()), 0.0)
-        sums = " + ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        used["activations and the rest"] = max(peak - sum(used.values()), 0.0)
+        sums = " + ".join(f"{name} {size:.2f}" for name, size in used.items())
         count, _, height, width = batch.images.shape
-        smaller = f"--batch-size {count // 2}, or " if count > 1 else ""
+        smaller = f"--accumulate {2 * parts}, " if count % 2 == 0 else "a smaller --batch-size, " if count > 1 else ""
         raise MachineError(
             f"out of memory at step {step}",
             where=f"{count} images padded to {height} x {width}, with up to {batch.gt_labels.shape[1]} objects: "
             f"{batch.image_ids}",
-            why=f"{sums} = {sum(parts.values()):.2f} GiB{asked}; {device} has {total:.2f} GiB",
+            why=f"{sums} = {sum(used.values()):.2f} GiB{asked}; {device} has {total:.2f} GiB",
             fix=f"{smaller}a smaller --resize SHORT LONG, or --amp bfloat16, in a run of their own;\n"
             "the last checkpoint is intact: --resume goes on with these settings where there is more memory",
         ) from error

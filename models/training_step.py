@@ -75,7 +75,10 @@ class TrainingStep:
         values: dict[str, Tensor] = {}
         for index, batch in enumerate(parts):
             self._note(step, forward)
-            with explained_memory(step, batch, state.detector, optimizer), self._reducing(index == len(parts) - 1):
+            with (
+                explained_memory(step, batch, len(parts), state.detector, optimizer),
+                self._reducing(batch is parts[-1]),
+            ):
                 losses = self._part_losses(step, index, len(parts), batch)
                 self._note(step, backward)
                 state.scaler.scale(losses["loss"] / len(parts)).backward()

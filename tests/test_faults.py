@@ -155,7 +155,7 @@ def test_out_of_memory_says_the_sum_and_the_flag(tiny_data, tmp_path, monkeypatc
     assert error.value.where.startswith("2 images padded to 32 x 32, with up to 1 objects: [1")
     assert error.value.why.startswith("weights 0.00 + gradients 0.00 + momentum 0.00 + images 0.00 + activations and")
     assert "and 1073741824.00 GiB more were asked for; cpu has" in error.value.why
-    assert error.value.fix.startswith("--batch-size 1, or a smaller --resize SHORT LONG, or --amp bfloat16")
+    assert error.value.fix.startswith("--accumulate 2, a smaller --resize SHORT LONG, or --amp bfloat16")
 
 
 def test_cuda_and_numpy_say_it_in_other_words():
