@@ -206,8 +206,8 @@ def max_over_ranks(number: float) -> float:
 
 
 def wait_for_all() -> None:
-    if together():
-        share(None)
+    """Returns when every process has come here."""
+    sum_over_ranks(torch.zeros(1))
 
 
 @contextlib.contextmanager
