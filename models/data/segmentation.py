@@ -58,19 +58,24 @@ def checked_run_lengths(segmentation: dict, height: int, width: int) -> bytes:
         raise MalformedAnnotation(
             f"the run lengths are for size {size}, the image is {[height, width]} (height, width)"
         )
+    pixels = height * width
     if isinstance(counts, list):
         check_drawable(height, width)
-        if not all(type(run) is int and 0 <= run <= height * width for run in counts):
-            raise MalformedAnnotation("run lengths must be whole numbers, 0 or more, and not beyond the image")
-        runs = np.array(counts, np.int64)
+        if not all(type(run) is int and run >= 0 for run in counts):
+            raise MalformedAnnotation("run lengths must be whole numbers, 0 or more")
+        covered, size = sum(counts), len(counts)
+        fits = covered == pixels
     elif isinstance(counts, str) and counts.isascii():
         runs = run_lengths(counts.encode())
+        # Each by itself, because the sum of longer ones may wrap around to what is right.
+        fits = runs.size > 0 and runs.min() >= 0 and runs.max() <= pixels and runs.sum() == pixels
+        covered, size = pixels if fits else sum(runs.tolist()), runs.size
     else:
         raise MalformedAnnotation(f"counts must be a list or a text, got {type(counts).__name__}")
-    if runs.size > height * width + 1:  # pycocotools has room for no more
-        raise MalformedAnnotation(f"there are {runs.size} run lengths, the image has {height * width} pixels")
-    if (runs.size and runs.min() < 0) or runs.sum() != height * width:
-        raise MalformedAnnotation(f"the run lengths cover {runs.sum()} pixels, the image has {height * width}")
+    if not fits:
+        raise MalformedAnnotation(f"the run lengths cover {covered} pixels, the image has {pixels}")
+    if size > pixels + 1:  # pycocotools has room for no more
+        raise MalformedAnnotation(f"there are {size} run lengths, the image has {pixels} pixels")
     if isinstance(counts, str):
         return counts.encode()
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
