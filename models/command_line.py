@@ -56,7 +56,10 @@ def run(
         presets = presets(arguments) if callable(presets) else presets
         main(parse(config_type, arguments, program, examples, presets))
     except UserError as error:
-        print_error(error)
+        # All processes of a job are given the same command line.
+        another = error.told_by_another or (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0")
+        if not another:
+            print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as interrupt:
         Console(stderr=True, highlight=False).print(str(interrupt) or "interrupted", soft_wrap=True)

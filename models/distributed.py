@@ -233,7 +233,9 @@ def on_main(function: Callable[[], Result]) -> Result:
     answer = share(answer)
     if "error" in answer:
         kinds = {kind.__name__: kind for kind in (UsageError, DataError, MachineError)}
-        raise kinds[answer["error"]](*answer["arguments"])
+        error = kinds[answer["error"]](*answer["arguments"])
+        error.told_by_another = dist.get_rank() > 0
+        raise error
     return answer["result"]
 
 

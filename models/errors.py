@@ -16,6 +16,8 @@ class UserError(Exception):
     """
 
     exit_code = 2
+    told_by_another = False
+    """Whether another process of the job tells it, so that a person reads it once."""
 
     def __init__(self, what: str, where: object = None, why: object = None, fix: str | None = None):
         self.what, self.fix = printable(what), None if fix is None else printable(fix)

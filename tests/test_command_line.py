@@ -295,3 +295,19 @@ def test_programs_ask_for_large_pages_unless_told_otherwise(monkeypatch, before,
     with pytest.raises(SystemExit):
         run(Options, lambda _: seen.append(os.environ["THP_MEM_ALLOC_ENABLE"]), examples=[], arguments=[])
     assert seen == [during]
+
+
+@pytest.mark.parametrize(
+    ("rank", "kind", "told"), [("0", UsageError, True), ("1", UsageError, False), ("1", DataError, True)]
+)
+def test_a_job_says_once_what_all_its_processes_were_given(monkeypatch, capsys, rank, kind, told):
+    """A fault of the command line is everybody's, one of the data may be of one process alone."""
+    monkeypatch.setenv("RANK", rank)
+
+    def main(_):
+        raise kind("something is wrong")
+
+    with pytest.raises(SystemExit) as end:
+        run(Options, main, examples=(), arguments=[])
+    assert end.value.code == kind.exit_code
+    assert ("something is wrong" in capsys.readouterr().err) == told
