@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in each rank)
-from small_jobs import end_of_job, prepare_process, start_job
+from small_jobs import children_of, end_of_job, prepare_process, start_job
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, training  # noqa: F401
@@ -36,12 +36,6 @@ TIMEOUT = 5.0
 ENDINGS = {"SIGTERM": {128 + signal.SIGTERM, -signal.SIGTERM, 256 - signal.SIGTERM}, "SIGSTOP": {EXIT_CODE, 256 - 9, 4}}
 """Exit codes of the launcher that these may have, beside those of a kill: a rank's signal s is 256 - s; 4: a rank whose
 connection broke."""
-
-
-def children_of(process: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(key) for key in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    return []
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in each life)
+from small_jobs import children_of
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, progress, training  # noqa: F401
@@ -75,12 +76,6 @@ def live(config, prepare) -> int:
         os._exit(code)
 
 
-def workers_of(process: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(key) for key in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    return []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=500)
@@ -118,7 +113,7 @@ def main() -> None:
         process = live(dataclasses.replace(config, workers=2 if kind == WORKER else 0), prepare)
         if not at_operation:
             time.sleep(choose.random() * length * (1 if kind == WORKER else 0.4))
-            victims = workers_of(process) if kind == WORKER else [process]
+            victims = children_of(process) if kind == WORKER else [process]
             sent = time.monotonic()
             for victim in choose.sample(victims, min(1, len(victims))):
                 with contextlib.suppress(ProcessLookupError):

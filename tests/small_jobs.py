@@ -113,11 +113,14 @@ def _start_rank(config, place: dict, log: Path, prepare: Callable[[], None]) -> 
         os._exit(code)
 
 
-def descendants(process: int) -> list[int]:
+def children_of(process: int) -> list[int]:
     with contextlib.suppress(OSError):
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        return [each for child in map(int, children) for each in (child, *descendants(child))]
+        return [int(key) for key in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     return []
+
+
+def descendants(process: int) -> list[int]:
+    return [each for child in children_of(process) for each in (child, *descendants(child))]
 
 
 def end_of_job(launcher: int, timeout: float = 60.0) -> int:

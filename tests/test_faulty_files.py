@@ -2,12 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from preloaded import built_library
 
 KILLS = int(os.environ.get("CASCADEOPS_KILLS", "500"))
 ROOT = Path(__file__).parent.parent
@@ -15,13 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler, and LD_PRELOAD")
-    library = tmp_path_factory.mktemp("shim") / "faulty_files.so"
-    source = ROOT / "tests/native/faulty_files.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", library, source, "-ldl"], check=True)
-    return library
+    return built_library("faulty_files", tmp_path_factory.mktemp("shim"))
 
 
 def report_of(shim: Path, program: str, *arguments: str, timeout: float | None = None) -> dict:

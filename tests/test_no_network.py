@@ -6,12 +6,12 @@ processes of one training run talk to each other over the addresses that torchru
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from preloaded import built_library
 
 from models.weights.published import PUBLISHED
 
@@ -20,13 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler, and LD_PRELOAD")
-    target = tmp_path_factory.mktemp("network") / "no_network.so"
-    source = ROOT / "tests/native/no_network.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", target, source, "-ldl"], check=True)
-    return target
+    return built_library("no_network", tmp_path_factory.mktemp("network"))
 
 
 def run(library: Path, folder: Path, *options: str) -> tuple[dict, list[str]]:
