@@ -124,7 +124,7 @@ def evaluate_detector(
     from .coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
     from .data import evaluation_loader
     from .devices import half_dtype
-    from .distributed import World, gather
+    from .distributed import World, gather, wait_for_all
     from .folding import folded
     from .inference import unpack_detections
     from .partial_results import PartialResults
@@ -149,7 +149,7 @@ def evaluate_detector(
             entries.setdefault(kind, []).extend(new)
         image_ids += batch["image_ids"]
     if kept.batches and progress is not None:
-        progress.advance(len(image_ids), speed="continued")
+        progress.advance(len(image_ids) * world.size, speed="continued")
     loader = evaluation_loader(dataset, batch_size, resize, workers, world.rank, world.size, max_images=max_images)
     loader.set_epoch(0, start_batch=len(kept.batches))
     note("detecting")
@@ -175,13 +175,12 @@ def evaluate_detector(
         image_ids += batch.image_ids
         note("detecting")
         if progress is not None:
-            progress.advance(
-                min(len(results) * world.size, progress.total - progress.done),
-                speed=f"{_images_per_second(times) * world.size:.1f} images/s",
-            )
+            speed = _images_per_second(times) * world.size
+            progress.advance(len(results) * world.size, speed=f"{speed:.1f} images/s")
     note("waiting")
     shares = gather({"entries": entries, "image_ids": image_ids, "speed": _images_per_second(times)})
     if shares is None:
+        wait_for_all()  # should the main process be lost, what was found here is not
         kept.remove()
         return None
     note("evaluating")
@@ -203,6 +202,7 @@ def evaluate_detector(
         images_per_second=sum(share["speed"] for share in shares),
         voc=voc,
     )
+    wait_for_all()
     kept.remove()
     return metrics
 
