@@ -85,12 +85,14 @@ def program_name() -> str:
 
 
 def given_value(name: str, arguments: Sequence[str]) -> str | None:
-    """The value that raw `arguments` give an option, for one that decides which options there are; None: not given."""
+    """The value that raw `arguments` give an option, for one that decides which options there are; None: not given.
+    Of several the last, as everywhere: `make train ARGS="--arch htc"` adds to a command line that names one."""
+    found = None
     for i, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         if key.lstrip("-").replace("-", "_") == name and (equals or key.startswith("--")):
-            return value if equals else next(iter(arguments[i + 1 :]), None)
-    return None
+            found = value if equals else next(iter(arguments[i + 1 :]), None)
+    return found
 
 
 def print_error(error: UserError) -> None:

@@ -311,3 +311,9 @@ def test_a_job_says_once_what_all_its_processes_were_given(monkeypatch, capsys, 
         run(Options, main, examples=(), arguments=[])
     assert end.value.code == kind.exit_code
     assert ("something is wrong" in capsys.readouterr().err) == told
+
+
+def test_of_two_values_of_an_option_the_last_counts():
+    assert given_value("arch", ["--arch", "scnet", "--epochs", "3", "--arch=htc"]) == "htc"
+    assert given_value("arch", ["arch=scnet", "--arch", "htc"]) == "htc"
+    assert given_value("arch", ["--epochs", "3"]) is None
