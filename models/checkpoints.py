@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, MachineError, UsageError
-from .files import atomic_folder, explained, make_folder, read_bytes
+from .files import atomic_folder, explained, make_folder, read_bytes, with_fresh_handles
 
 FORMAT = "cascadeops-checkpoint-1"
 TENSORS, MANIFEST, MANIFEST_SUM = "tensors.safetensors", "manifest.json", "manifest.sha256"
@@ -56,13 +56,17 @@ def write_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], fac
     described = {name: _description(value) for name, value in tensors.items()}
     text = json.dumps({"format": FORMAT, "step": step, "tensors": described, "facts": facts}, allow_nan=False)
     path = folder / f"step-{step:08}"
-    try:
+
+    def write() -> None:
         make_folder(folder)
         with atomic_folder(path) as temporary:
             # Not save_file, which writes under a third name with calls that no test can make fail.
             (temporary / TENSORS).write_bytes(save(tensors))
             (temporary / MANIFEST).write_text(text, encoding="utf-8")
             (temporary / MANIFEST_SUM).write_text(_sum_line(text.encode()), encoding="utf-8")
+
+    try:
+        with_fresh_handles(write)
     except MachineError as error:
         what = "cannot write the checkpoint; the earlier ones are kept as they were"
         raise MachineError(what, error.where, error.why, error.fix) from error
@@ -135,14 +139,17 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Checkpoint |
 
 def prune(folder: Path, keep: int, best: int | None = None) -> None:
     """Removes all checkpoints but the last `keep` and the one of step `best`, and what kills have left."""
-    folders = checkpoint_folders(folder)
-    with explained(folder):
-        for path in folders[:-keep]:
+
+    def remove() -> None:
+        for path in checkpoint_folders(folder)[:-keep]:
             if _step(path) != best:
                 # Renamed first: a checkpoint half removed would look like a damaged one.
                 os.rename(path, path.with_name(f".{path.name}.old"))
         for path in [*folder.glob(".step-*.old"), *folder.glob(".step-*.part")]:
             shutil.rmtree(path)
+
+    with explained(folder):
+        with_fresh_handles(remove)
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

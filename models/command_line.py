@@ -15,6 +15,7 @@ import io
 import os
 import re
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -56,11 +57,7 @@ def run(
         presets = presets(arguments) if callable(presets) else presets
         main(parse(config_type, arguments, program, examples, presets))
     except UserError as error:
-        # All processes of a job are given the same command line.
-        another = error.told_by_another or (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0")
-        if not another:
-            print_error(error)
-        sys.exit(error.exit_code)
+        sys.exit(tell(error))
     except KeyboardInterrupt as interrupt:
         Console(stderr=True, highlight=False).print(str(interrupt) or "interrupted", soft_wrap=True)
         sys.exit(getattr(interrupt, "exit_code", 130))
@@ -71,9 +68,18 @@ def run(
         fault = _machine_fault(error)
         if fault is None:
             raise
-        print_error(fault)
-        sys.exit(fault.exit_code)
+        sys.exit(tell(fault))
     sys.exit(0)
+
+
+def tell(error: UserError) -> int:
+    """Prints it, if no other process of the job does. Returns what this one is to exit with."""
+    # All processes of a job are given the same command line.
+    if error.told_by_another or (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
+        time.sleep(1.0)  # a launcher ends all with the first that ends, and who tells it may not have done so yet
+    else:
+        print_error(error)
+    return error.exit_code
 
 
 def program_name() -> str:

@@ -2,17 +2,20 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from .errors import MachineError, UsageError
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -27,15 +30,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     with explained(target):
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        new = functools.partial(tempfile.mkstemp, f".{target.name}.", ".part", target.parent)
+        descriptor, name = with_fresh_handles(new)
         os.close(descriptor)
         temporary = Path(name)
         try:
             yield temporary
             os.chmod(temporary, _mode_for(target))
             sync(temporary)
-            os.replace(temporary, target)
-            sync(target.parent)
+            with_fresh_handles(lambda: os.replace(temporary, target))
+            with_fresh_handles(lambda: sync(target.parent))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -58,7 +62,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
                 sync(file)
             sync(temporary)
             os.rename(temporary, target)
-            sync(target.parent)
+            with_fresh_handles(lambda: sync(target.parent))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -82,17 +86,32 @@ def explained(target: Path) -> Iterator[None]:
         raise _write_error(target, code) from error
 
 
+def with_fresh_handles(work: Callable[[], Result]) -> Result:
+    """What `work` returns. It is called a second time, and so looks its files up anew, where a network file system has
+    lost one that was looked up before (ESTALE: its server was restarted, or another machine has replaced the file)."""
+    try:
+        return work()
+    except Exception as error:
+        if _system_error_code(error) != errno.ESTALE:
+            raise
+    return work()
+
+
 def read_bytes(path: str | os.PathLike, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
     Raises:
         OSError: there is none, or it is larger, or a pipe, which would be waited for, or a device, which has no end.
     """
-    size = check_regular(path)
-    if size > most:
-        raise OSError(errno.EFBIG, f"it is too large: {size:,} bytes, at most {most:,}", os.fspath(path))
-    with open(path, "rb") as file:
-        return file.read(size)
+
+    def read() -> bytes:
+        size = check_regular(path)
+        if size > most:
+            raise OSError(errno.EFBIG, f"it is too large: {size:,} bytes, at most {most:,}", os.fspath(path))
+        with open(path, "rb") as file:
+            return file.read(size)
+
+    return with_fresh_handles(read)
 
 
 def check_regular(path: str | os.PathLike) -> int:

@@ -99,6 +99,9 @@ class TrainConfig:
     branch. Not with norms that learn their statistics (batch, sync_batch)."""
     compress_gradients: bool = False
     """Several processes: gradients travel in bfloat16, half the bytes."""
+    repeat_every: int = 0
+    """Every so many steps the losses and gradients are computed twice and compared bit by bit, which finds a memory or
+    a processor that errs; 0: never. For CPUs, and GPUs whose kernels all add in a fixed order."""
     rank_timeout: float = 600.0
     """Seconds without progress of a process after which the run ends, naming process, step and stacks. What takes long
     by nature (saving, evaluating, the first step) has longer."""
@@ -131,7 +134,8 @@ class TrainConfig:
 
     def __post_init__(self):
         ones = ("epochs", "batch_size", "accumulate", "base_batch_size", "log_every", "checkpoint_every")
-        for name, value in (dict.fromkeys((*ones, "keep_checkpoints"), 1) | {"checkpoint_every_steps": 0}).items():
+        least = dict.fromkeys((*ones, "keep_checkpoints"), 1) | {"checkpoint_every_steps": 0, "repeat_every": 0}
+        for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.short_sides is not None and not 0 < self.short_sides[0] <= self.short_sides[1]:

@@ -6,7 +6,6 @@ python -m models.replay runs/mine/replay/step-00001234
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +69,8 @@ def check_finite(
     blamed = world.size == 1 or bool(_not_finite(own)) or bad[0].startswith("gradient_norm")
     look = _write_replays(config, output, world, step, bad, detector, parts) if blamed else ""
     found = gather([mine, look] if blamed else None)
-    if found is None:
-        time.sleep(1.0)  # a launcher ends all when one has ended, and the main process has all there is to say
-        found = [[mine, look]]
-    where, looks = zip(*filter(None, found), strict=True)
-    raise DataError(
+    where, looks = zip(*filter(None, found or [[mine, look]]), strict=True)
+    error = DataError(
         "training has diverged: a loss or the gradient is no longer finite",
         where="; ".join([f"step {step}, {where[0]}", *where[1:]]),
         why=", ".join(bad),
@@ -82,6 +78,8 @@ def check_finite(
         "a smaller --optimizer.lr, longer --warmup-iterations, or --optimizer.clip-gradient-norm 10 may avoid it;\n"
         "the weights were not touched, and the last checkpoint is intact",
     )
+    error.told_by_another = not world.main
+    raise error
 
 
 def _not_finite(values: dict[str, Tensor]) -> list[str]:

@@ -15,12 +15,13 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoints import Checkpoint, checkpoint_folders, newest_checkpoint, prune, write_checkpoint
 from .classes import check_same_classes
 from .config_files import as_json, check_same_settings, read_config
-from .distributed import gather, on_main, rank_of_this_process, share_tensors
+from .distributed import gather, on_main, rank_of_this_process, share_tensors, together
 from .errors import DataError, MachineError, UsageError
 from .files import write_json
 from .loss_window import LossWindow
 from .recipes import TrainConfig
 from .run_folder import owned_folder
+from .silent_faults import bits_of, check_same_weights
 from .starts import versions
 
 MOST_FAILED_SAVES = 3
@@ -65,6 +66,14 @@ class TrainingState:
             "window": {"steps": self.window.steps},
         }
         return tensors, facts
+
+    def common(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `capture` that are the same in all processes of a job. Batch norms may learn statistics of their
+        own, in buffers."""
+        names = {f"detector/{name}" for name, _ in self.detector.named_parameters()}
+        if self.averaged is not None:
+            names |= {f"averaged/{name}" for name, _ in self.averaged.named_parameters()}
+        return {name: value for name, value in tensors.items() if name in names or name.startswith("optimizer/")}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Raises DataError if a part is missing or belongs to something else."""
@@ -182,11 +191,13 @@ class RunFolder:
         All processes of a job are needed; the main one writes.
 
         Raises:
-            MachineError: it could not be written; earlier checkpoints are intact.
+            MachineError: it could not be written, or the processes' weights differ; earlier checkpoints are intact.
         """
         if step == self._saved_step:
             return
         tensors, facts = state.capture()
+        if together():
+            check_same_weights(step, bits_of(state.common(tensors)))
         facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": versions()}
 
         def write() -> tuple[bool, int]:

@@ -22,6 +22,7 @@ from .out_of_memory import explained_memory
 from .recipes import TrainConfig
 from .replay import check_finite
 from .resume import TrainingState
+from .silent_faults import bits_of, check_repeated
 
 
 class TrainingStep:
@@ -63,27 +64,13 @@ class TrainingStep:
 
         Raises:
             DataError: a loss or the gradient is not finite, in whichever process. No weight has changed then.
-            MachineError: out of memory; likewise.
+            MachineError: out of memory, or a step that is computed twice has two results; likewise.
         """
         state, optimizer = self.state, self.state.optimizer
-        # The first step chooses and compiles kernels, forward and backward, and may take minutes.
-        forward, backward = ("first step", "first step") if self._first else ("forward", "backward")
-        self._first = False
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
-        optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
-        values: dict[str, Tensor] = {}
-        for index, batch in enumerate(parts):
-            self._note(step, forward)
-            with (
-                explained_memory(step, batch, len(parts), state.detector, optimizer),
-                self._reducing(batch is parts[-1]),
-            ):
-                losses = self._part_losses(step, index, len(parts), batch)
-                self._note(step, backward)
-                state.scaler.scale(losses["loss"] / len(parts)).backward()
-            for name, value in losses.items():
-                values[name] = values.get(name, 0.0) + value.detach() / len(parts)
+        twice = self.config.repeat_every > 0 and step % self.config.repeat_every == 0
+        values = self._repeated(step, parts) if twice else self._gradients(step, parts)
         state.scaler.unscale_(optimizer)
         limit = self.config.optimizer.clip_gradient_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
@@ -102,6 +89,45 @@ class TrainingStep:
         if self.world.size == 1:
             must_stop = stop.asked is not None
         return values | {"gradient_norm": norm}, must_stop
+
+    def _gradients(self, step: int, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """The losses of this process's images; the gradients are then those of all processes."""
+        state, optimizer = self.state, self.state.optimizer
+        # The first step chooses and compiles kernels, forward and backward, and may take minutes.
+        forward, backward = ("first step", "first step") if self._first else ("forward", "backward")
+        self._first = False
+        optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
+        values: dict[str, Tensor] = {}
+        for index, batch in enumerate(parts):
+            self._note(step, forward)
+            with (
+                explained_memory(step, batch, len(parts), state.detector, optimizer),
+                self._reducing(batch is parts[-1]),
+            ):
+                losses = self._part_losses(step, index, len(parts), batch)
+                self._note(step, backward)
+                state.scaler.scale(losses["loss"] / len(parts)).backward()
+            for name, value in losses.items():
+                values[name] = values.get(name, 0.0) + value.detach() / len(parts)
+        return values
+
+    def _repeated(self, step: int, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """`_gradients`, computed twice from the same weights, buffers and random numbers, and compared."""
+        detector = self.state.detector
+        before = [buffer.clone() for buffer in detector.buffers()]
+        device = next(detector.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            once = self._results(self._gradients(step, parts))
+        for buffer, value in zip(detector.buffers(), before, strict=True):
+            buffer.copy_(value)
+        values = self._gradients(step, parts)
+        check_repeated(step, once, self._results(values))
+        return values
+
+    def _results(self, values: dict[str, Tensor]) -> dict[str, str]:
+        detector = self.state.detector
+        gradients = {f"gradient of {name}": p.grad for name, p in detector.named_parameters() if p.grad is not None}
+        return bits_of(values | gradients | dict(detector.named_buffers()))
 
     def _part_losses(self, step: int, part: int, parts: int, batch: Batch) -> dict[str, Tensor]:
         count, device = len(batch.image_sizes), batch.image_sizes.device

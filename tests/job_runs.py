@@ -20,7 +20,7 @@ import torch
 import torch._dynamo  # this and the next are imported here, once, and not in each rank
 from pycocotools import cocoeval  # noqa: F401
 from small_jobs import end_of_job, prepare_process, start_job
-from tiny_runs import tiny_config
+from tiny_runs import flip_a_bit, tiny_config
 
 from models import coco_evaluation, evaluate, predictor, training  # noqa: F401
 from models.predict import Predict
@@ -54,6 +54,22 @@ def signal_in_step(rank: int, step: int) -> Callable[[int], None]:
     return prepare
 
 
+def flip_in_step(rank: int, step: int) -> Callable[[int], None]:
+    """A `prepare` for start_job: one bit of this rank's weights is another before the forward pass of a step."""
+
+    def prepare(this_rank: int) -> None:
+        forward = TrainingStep._part_losses
+
+        def of_other_weights(self, at: int, *arguments):
+            if (this_rank, at) == (rank, step):
+                flip_a_bit(self.state.detector)
+            return forward(self, at, *arguments)
+
+        TrainingStep._part_losses = of_other_weights
+
+    return prepare
+
+
 def use_weights(program: str, weights: Path, data: Path, output: Path) -> Callable[[int], None]:
     """A `prepare` for start_job: ranks evaluate or predict where they would train."""
 
@@ -76,6 +92,8 @@ def run_job(job: dict) -> int:
     backbone = dataclasses.replace(config.detector.backbone, norm=job.get("norm", "frozen_batch"))
     config = dataclasses.replace(config, detector=dataclasses.replace(config.detector, backbone=backbone))
     prepare = signal_in_step(*job["signal"]) if "signal" in job else lambda rank: None
+    if "flip" in job:
+        prepare = flip_in_step(*job["flip"])
     if "program" in job:
         prepare = use_weights(job["program"], Path(job["weights"]), Path(job["data"]), output)
     return end_of_job(start_job(config, job["ranks"], Path(f"{output}.log"), prepare))

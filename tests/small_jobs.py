@@ -21,7 +21,7 @@ import numpy as np
 from torch.distributed import TCPStore
 
 from models import distributed, progress, training
-from models.command_line import _machine_fault, print_error
+from models.command_line import _machine_fault, tell
 from models.errors import UserError
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -105,8 +105,7 @@ def _start_rank(config, place: dict, log: Path, prepare: Callable[[], None]) -> 
         if fault is None:
             traceback.print_exc()
         else:
-            code = fault.exit_code
-            print_error(fault)
+            code = tell(fault)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

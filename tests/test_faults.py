@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import differences, flip_a_bit, outcome, tiny_config, write_tiny_data
 
 import models
 from models import files, replay, training, training_step
@@ -95,6 +95,29 @@ def test_a_run_goes_on_after_a_replay_was_written(tiny_data, tmp_path, monkeypat
     training.train(dataclasses.replace(config, resume=True))
     training.train(tiny_config(tiny_data, tmp_path / "whole"))
     assert differences(outcome(tmp_path / "broken"), outcome(tmp_path / "whole")) == []
+
+
+# ---- a processor or a memory that errs
+
+
+@pytest.mark.parametrize("norm", ["frozen_batch", "batch"])
+def test_steps_that_are_computed_twice_change_nothing(tiny_data, tmp_path, norm):
+    config = tiny_config(tiny_data, tmp_path)
+    backbone = dataclasses.replace(config.detector.backbone, norm=norm)
+    config = dataclasses.replace(config, detector=dataclasses.replace(config.detector, backbone=backbone))
+    for every in (0, 2):
+        training.train(dataclasses.replace(config, output=tmp_path / str(every), repeat_every=every))
+    assert differences(outcome(tmp_path / "0"), outcome(tmp_path / "2")) == []
+
+
+def test_a_step_with_two_results_ends_the_run_before_it_is_made(tiny_data, tmp_path, monkeypatch):
+    """The second of its two forward passes is of another bit of the weights, as a memory that errs makes it."""
+    with monkeypatch.context() as inner, pytest.raises(MachineError) as error:
+        broken_in_step(4, inner, flip_a_bit)  # the forward passes 3 and 4 are both of step 3
+        training.train(tiny_config(tiny_data, tmp_path, repeat_every=3))
+    assert error.value.what == "step 3 was computed twice, with two results"
+    assert error.value.where.startswith("rank 0 on ")
+    assert checkpoint_folders(tmp_path / "checkpoints")[-1].name == "step-00000002"
 
 
 # ---- a full disk

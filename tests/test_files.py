@@ -127,3 +127,24 @@ def test_an_output_folder_that_is_a_file(tmp_path):
         assert error.value.fix.startswith(f"name another folder (--output {folder}-2)")
     assert (tmp_path / "out").read_text() == "precious"
     assert files.make_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_that_has_become_stale_is_opened_again(tmp_path, monkeypatch):
+    """Once: a file system that goes on like that is told."""
+    path, calls = tmp_path / "notes.txt", []
+    path.write_bytes(b"content")
+    look = os.stat
+
+    def stale(*arguments, **options):
+        calls.append(1)
+        if len(calls) in failing:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return look(*arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stale)
+    failing = {1}
+    assert files.read_bytes(path, 100) == b"content"
+    failing = {3, 4}
+    with pytest.raises(OSError, match="[Ss]tale"):
+        files.read_bytes(path, 100)
+    assert len(calls) == 4

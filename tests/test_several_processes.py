@@ -8,6 +8,8 @@ import torch
 from job_runs import run_jobs
 from tiny_runs import differences, outcome, write_tiny_data
 
+from models.checkpoints import checkpoint_folders
+
 FIELDS = {"batch_size": 4, "log_every": 1}
 JOBS = {
     "one": {"ranks": 1},
@@ -20,8 +22,10 @@ JOBS = {
     "batch norm and average, one": {"ranks": 1, "norm": "batch", "fields": {"ema_decay": 0.9}},
     "batch norm and average, two": {"ranks": 2, "norm": "sync_batch", "fields": {"ema_decay": 0.9}},
     "in parts, one": {"ranks": 1, "fields": {"accumulate": 4}},
-    "in parts, two": {"ranks": 2, "fields": {"accumulate": 2}},
+    "in parts, two": {"ranks": 2, "fields": {"accumulate": 2, "repeat_every": 2}},
     "bfloat16 gradients": {"ranks": 2, "fields": {"compress_gradients": True}},
+    "a bit of three": {"ranks": 3, "flip": (1, 3), "code": 4, "fields": {"batch_size": 6}},
+    "a bit of two": {"ranks": 2, "flip": (0, 2), "code": 4},
     **{
         f"{program}, {name}": {"ranks": ranks, "program": program}
         for program in ("evaluate", "predict")
@@ -101,6 +105,15 @@ def test_compressed_gradients_are_rounded_and_no_more(outputs):
     assert rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=1e-6)
     assert rounded[-2]["loss"] == pytest.approx(exact[-2]["loss"], rel=0.05)
     assert rounded[-2]["loss"] != pytest.approx(exact[-2]["loss"], rel=1e-5)
+
+
+def test_one_flipped_bit_of_one_process_is_found_before_it_is_saved(outputs):
+    for name, step, culprits in (("a bit of three", 3, [1]), ("a bit of two", 2, [0, 1])):
+        text = log(outputs[name], 0)
+        assert "the processes of the job do not have the same weights any more" in text
+        assert f"step {step}, " in text and "detector/rpn.conv.weight" in text
+        assert [rank for rank in range(3) if f"rank {rank} on" in text] == culprits
+        assert [path.name for path in checkpoint_folders(outputs[name] / "checkpoints")][-1] == f"step-{step - 1:08}"
 
 
 def test_only_the_main_process_writes(outputs):

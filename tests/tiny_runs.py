@@ -64,6 +64,11 @@ def tiny_config(data: Path, output: Path, **fields) -> TrainConfig:
     return dataclasses.replace(base, data=data, output=output, **(settings | fields))
 
 
+def flip_a_bit(detector: torch.nn.Module) -> None:
+    """The lowest one of a weight."""
+    detector.rpn.conv.weight.data.view(torch.int32)[0, 0, 0, 0] ^= 1
+
+
 def outcome(output: Path) -> dict:
     """All that a run has computed: its last checkpoint, bit by bit, and its lines of metrics."""
     checkpoint = read_checkpoint(checkpoint_folders(output / "checkpoints")[-1])
