@@ -253,6 +253,21 @@ def test_a_voc_folder_is_mended_in_its_own_layout(tmp_path):
     assert len(changes) == len(findings.all) and all(change["change"] for change in changes)
 
 
+def test_a_voc_image_of_more_objects_than_its_map_can_number_is_mended(tmp_path):
+    folder, name = write_voc(tmp_path / "devkit"), "2007_000027"
+    objects = [("dog", (1, 1, 9, 9), 0)] + [("dog", (1 + i % 40, 1 + i // 40, 55, 35), 0) for i in range(298)]
+    (folder / f"Annotations/{name}.xml").write_text(xml([*objects, ("cat", (31, 1, 31, 40), 0)]))
+    findings, _ = check_dataset(folder, fix=tmp_path / "mended")
+    assert {f.split for f in findings.all if f.kind == "unreadable annotation of an image"} == {
+        f"{split} (masks)" for split in ("train", "trainval", "val")
+    }
+    mended = tmp_path / "mended/VOC2012"
+    assert len(read_voc_file(mended / f"Annotations/{name}.xml").objects) == 299  # without the narrow cat
+    assert name not in (mended / "ImageSets/Segmentation/val.txt").read_text()
+    maps = [read_label_map(root / f"SegmentationObject/{name}.png") for root in (folder, mended)]
+    assert np.array_equal(*maps)
+
+
 def test_the_copy_goes_nowhere_else(data, tmp_path):
     with pytest.raises(UsageError, match="is not new"):
         check_dataset(data, fix=data)

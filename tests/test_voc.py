@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -90,6 +91,33 @@ def test_masks_are_the_pixels_of_each_number(voc):
     assert [a["ignore"] for a in truth] == [0, 1, 0]
     sample = dataset.sample(0, None)
     assert sample.bitmaps[0].sum() == 18 * 18
+
+
+def test_one_mask_at_a_time_is_in_memory(voc):
+    name, side, count = "2007_000027", 1000, 40
+    numbers = np.repeat(np.arange(1, count + 1, dtype=np.uint8), side // count)[:, None].repeat(side, 1)
+    Image.fromarray(numbers).save(voc / f"SegmentationObject/{name}.png")
+    text = xml([("dog", (1, 1, 9, 9), 0)] * count).replace(f">{WIDTH}<", ">1000<").replace(f">{HEIGHT}<", ">1000<")
+    (voc / f"Annotations/{name}.xml").write_text(text)
+    tracemalloc.start()
+    try:
+        dataset = VocDataset(voc, "val")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 10 * side**2, f"{most:,} bytes: all masks together have {count * side**2:,}"
+    assert [int(dataset.mask(0, which).sum()) for which in range(count)] == [side**2 // count] * count
+
+
+def test_a_map_numbers_254_objects(voc):
+    name = "2007_000027"
+    path = voc / f"Annotations/{name}.xml"
+    path.write_text(xml([("dog", (1, 1, 9, 9), 0)] * 254))
+    assert len(VocDataset(voc, "val").ground_truth()["annotations"]) == 254 + len(OBJECTS["2007_000032"])
+    path.write_text(xml([("dog", (1, 1, 9, 9), 0)] * 255))  # the number of the last would be that of the border
+    with pytest.raises(DataError, match=rf"more objects than a map can number\n.*{name}.png\n.*lists 255 objects.*254"):
+        VocDataset(voc, "val")
+    assert len(VocDataset(voc, "val", boxes_only=True).objects(0)[0]) == 255
 
 
 def test_a_coco_style_file_is_preferred_for_masks(voc):

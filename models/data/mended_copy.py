@@ -17,7 +17,7 @@ from pycocotools import mask as mask_api
 
 from ..errors import DataError
 from ..images import label_map_palette, path_inside, read_label_map
-from .voc import listed_names
+from .voc import VOID, listed_names
 from .voc_xml import PARTS
 
 Take = Callable[[dict, dict | None], object]
@@ -154,11 +154,12 @@ def _write_xml(path: Path, target: Path, changes: dict[int, tuple | None]) -> No
 
 
 def _write_map(path: Path, target: Path, removed: set[int]) -> None:
-    """Pixels of removed objects are 255, as the border around objects is; later objects move up."""
+    """Pixels of removed objects are VOID; later objects move up."""
     new_number = np.arange(256, dtype=np.uint8)
-    for number in sorted(removed, reverse=True):  # numbers of XML objects count from 0, those of the map from 1
-        new_number[(new_number > number + 1) & (new_number < 255)] -= 1
-        new_number[number + 1] = 255
+    # Numbers of XML objects count from 0, those of the map from 1; objects beyond its last number have no pixels.
+    for number in sorted((number + 1 for number in removed if number + 1 < VOID), reverse=True):
+        new_number[(new_number > number) & (new_number < VOID)] -= 1
+        new_number[number] = VOID
     palette = label_map_palette(path)
     map_ = Image.fromarray(new_number[read_label_map(path)])
     if palette is not None:

@@ -50,6 +50,9 @@ MASKS = " (masks)"
 MAX_LIST = 2**28
 """Bytes of a list of images or classes: ten million names."""
 
+VOID = 255
+"""In maps of objects: the border around them. Objects have the numbers from 1 to 254."""
+
 LAST_YEAR_OF_ELEVEN_POINTS = 2009
 
 
@@ -261,9 +264,14 @@ def _instance_masks(folder: Path, name: str, file: VocFile) -> list[dict]:
         check_drawable(file.height, file.width)
     except MalformedAnnotation as error:
         raise DataError("a map of objects is too large", where=path, why=error) from error
-    highest = int(numbers[numbers != 255].max(initial=0))  # 255 is the border around objects
+    if len(file.objects) >= VOID:
+        why = f"the XML file lists {len(file.objects)} objects, a map of 8 bits has numbers for {VOID - 1}"
+        fix = f"take {name} out of ImageSets/Segmentation/*.txt"
+        raise DataError("an image has more objects than a map can number", where=path, why=why, fix=fix)
+    highest = int(numbers.max(where=numbers != VOID, initial=0))
     if highest > len(file.objects):
         why = f"it has pixels of object {highest}, the XML file lists {len(file.objects)} objects"
         raise DataError("a map of objects has more objects than the XML file", where=path, why=why)
-    masks = [np.asfortranarray(numbers == number, np.uint8) for number in range(1, len(file.objects) + 1)]
-    return [mask_api.encode(mask) for mask in masks]
+    numbers = np.asfortranarray(numbers)
+    # a mask at a time: of a large image with many objects, all bitmaps would take gigabytes
+    return [mask_api.encode((numbers == number).view(np.uint8)) for number in range(1, len(file.objects) + 1)]
