@@ -6,13 +6,15 @@ pycocotools is the definition; faster-coco-eval computes the same numbers sooner
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_api
 
+from .data.annotations import reason_to_leave_out
+from .data.segmentation import MalformedAnnotation, usable_polygons
 from .errors import DataError
 from .files import write_json
 from .voc_evaluation import VocPrecision
@@ -141,7 +143,7 @@ def precision_table(
         medium, large), at 100 detections; -1 where there is no object.
 
     Raises:
-        DataError: a result names an unknown image; an annotation to be scored by mask has none.
+        DataError: a result names an unknown image; or of an annotation, see `scored_objects`.
     """
     chosen = {image["id"] for image in ground_truth["images"]} if image_ids is None else set(image_ids)
     unknown = {entry["image_id"] for entry in entries} - chosen
@@ -164,28 +166,69 @@ def precision_table(
 
 
 def has_masks(ground_truth: Mapping) -> bool:
-    """Whether mask AP can be computed: some object that counts has a segmentation."""
-    return any(annotation.get("segmentation") for annotation in ground_truth["annotations"])
+    """Whether mask AP can be computed: some object has a mask."""
+    return any(_usable_segmentation(annotation) for annotation in ground_truth["annotations"])
+
+
+def scored_objects(ground_truth: Mapping, image_ids: Container[int], kind: str) -> Iterator[Mapping]:
+    """The annotations of these images that are scored, as they are; by mask with their usable polygons alone.
+
+    By mask, an annotation without a mask (run lengths, or a polygon of 3 points or more) is left out where training
+    leaves it out; the reader of the annotations has counted it then.
+
+    Args:
+        kind: "bbox" or "segm".
+
+    Raises:
+        DataError: by mask, an annotation has no segmentation at all, which training refuses; or a malformed one.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    for annotation in ground_truth["annotations"]:
+        if annotation["image_id"] not in image_ids:
+            continue
+        if kind == "segm":
+            segmentation = _usable_segmentation(annotation)
+            if not segmentation:
+                _check_is_left_out(annotation, *sizes[annotation["image_id"]])
+                continue
+            annotation = dict(annotation) | {"segmentation": segmentation}
+        yield annotation
+
+
+def _usable_segmentation(annotation: Mapping) -> list | Mapping | None:
+    """Without polygons of fewer than 3 points: pycocotools takes 4 numbers for a box."""
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, list):
+        return segmentation
+    try:
+        return usable_polygons(segmentation)
+    except MalformedAnnotation as error:
+        raise DataError("an annotation is malformed", where=_place(annotation), why=error) from error
+
+
+def _check_is_left_out(annotation: Mapping, height: int, width: int) -> None:
+    polygons = isinstance(annotation.get("segmentation"), list)
+    if not polygons and not reason_to_leave_out(annotation, height, width):
+        raise DataError(
+            "an annotation has no mask, so mask AP cannot be computed",
+            where=_place(annotation),
+            fix="give it a segmentation (polygons or RLE), or remove it",
+        )
+
+
+def _place(annotation: Mapping) -> str:
+    return f"annotation id {annotation.get('id')} of image id {annotation['image_id']}"
 
 
 def _truth_annotations(ground_truth: Mapping, chosen: set[int], kind: str) -> list[dict]:
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     result = []
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] not in chosen:
-            continue
-        segmentation = annotation.get("segmentation")
-        if kind == "segm" and not segmentation:
-            raise DataError(
-                "an annotation has no mask, so mask AP cannot be computed",
-                where=f"annotation id {annotation.get('id')} of image id {annotation['image_id']}",
-                fix="give it a segmentation (polygons or RLE), or remove it",
-            )
+    for annotation in scored_objects(ground_truth, chosen, kind):
         area = annotation.get("area")
         if area is None:
             width, height = annotation["bbox"][2:]
             area = width * height
-            if segmentation:
+            if segmentation := _usable_segmentation(annotation):
                 area = float(mask_api.area(truth_rle(segmentation, *sizes[annotation["image_id"]])))
         # numbered afresh from 1: pycocotools takes an object of id 0 for "no object"
         numbered = {"id": len(result) + 1, "iscrowd": annotation.get("iscrowd", 0), "area": area}
@@ -210,10 +253,16 @@ def _index(ground_truth: Mapping, chosen: set[int], annotations: list[dict]) -> 
     return coco
 
 
-def truth_rle(segmentation: list | Mapping, height: int, width: int) -> dict:
-    """An annotation's polygons or run lengths as pycocotools takes them."""
-    if isinstance(segmentation, list):
-        return mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
+def truth_rle(segmentation: list | Mapping | None, height: int, width: int) -> dict:
+    """An annotation's polygons or run lengths as pycocotools takes them; without a usable polygon, an empty mask.
+
+    Raises:
+        MalformedAnnotation: polygons that are no numbers, or too large.
+    """
+    if isinstance(segmentation, list) and (polygons := usable_polygons(segmentation)):
+        return mask_api.merge(mask_api.frPyObjects(polygons, height, width))
+    if not isinstance(segmentation, Mapping):
+        segmentation = {"size": [height, width], "counts": [height * width]}
     if isinstance(segmentation["counts"], list):
         return mask_api.frPyObjects(segmentation, height, width)
     return bytes_rle(segmentation)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_api
 
-from .coco_evaluation import bytes_rle, truth_rle
+from .coco_evaluation import bytes_rle, scored_objects, truth_rle
 
 NOBODY, CROWD = -1, -2
 """In place of an object: the detection is wrong; or it lies in a crowd, and does not count."""
@@ -45,9 +45,8 @@ def image_overlaps(
     sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
     truths: dict[int, list[Mapping]] = {image_id: [] for image_id in sorted(set(image_ids))}
     found: dict[int, list[Mapping]] = {image_id: [] for image_id in truths}
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] in truths:
-            truths[annotation["image_id"]].append(annotation)
+    for annotation in scored_objects(ground_truth, truths, kind):
+        truths[annotation["image_id"]].append(annotation)
     for entry in entries:
         if entry["image_id"] in found:
             found[entry["image_id"]].append(entry)

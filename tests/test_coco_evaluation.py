@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from models.coco_evaluation import Metrics, average_precision, has_masks, result_entries, write_results
+from models.coco_evaluation import Metrics, average_precision, has_masks, result_entries, truth_rle, write_results
+from models.data.annotations import pack_annotations
 from models.errors import DataError
+from models.overlaps import image_overlaps
 
 SIZE = (120, 160)
 
@@ -196,6 +199,46 @@ def test_boxes_without_masks():
     assert average_precision(annotations, found("bbox", (1, 3, A, 0.9)), "bbox").ap == ONE
     with pytest.raises(DataError, match="annotation id 1 of image id 1"):
         average_precision(annotations, found("segm", (1, 3, A, 0.9)), "segm")
+
+
+POLYGON, LINE = [80, 60, 130, 60, 130, 110, 80, 110], [1, 2, 3, 4]  # pycocotools takes 4 numbers for a box
+NOT_TRAINED_ON = {
+    "no polygon": {"segmentation": []},
+    "short polygon": {"segmentation": [LINE]},
+    "odd polygons": {"segmentation": [LINE, [], POLYGON[:7]]},
+    "crowd without mask": {"segmentation": None, "iscrowd": 1},
+    "ignored without mask": {"segmentation": None, "ignore": 1},
+    "narrow without mask": {"segmentation": None, "bbox": [80, 60, 0.5, 50]},
+}
+
+
+@pytest.mark.parametrize("case", NOT_TRAINED_ON)
+def test_what_is_left_out_of_training_for_its_mask_is_not_scored_by_mask(case):
+    annotations = truth((1, 3, A), (1, 7, B, NOT_TRAINED_ON[case]))
+    del annotations["annotations"][1]["area"]
+    opened = pack_annotations(annotations, Path("a.json"))  # the reader takes it, and counts it
+    assert opened.annotation_ids.tolist() == [1] and sum(count for _, count in opened.left_out) == 1
+    result = average_precision(annotations, found("segm", (1, 3, A, 0.9), (1, 7, B, 0.8)), "segm")
+    assert result.ap == ONE and math.isnan(result.per_class["star"])
+    assert image_overlaps(annotations, found("segm", (1, 3, A, 0.9)), "segm", [1])[0].iou.tolist() == [[1.0]]
+    by_box = average_precision(annotations, found("bbox", (1, 3, A, 0.9), (1, 7, B, 0.8)), "bbox")
+    assert by_box.per_class["disc"] == ONE
+    assert not has_masks(annotations | {"annotations": annotations["annotations"][1:]})
+    assert mask_api.area(truth_rle(NOT_TRAINED_ON[case]["segmentation"], *SIZE)) == 0
+
+
+def test_of_a_mask_the_short_polygons_do_not_count():
+    annotations = truth((1, 7, B, {"segmentation": [LINE, POLYGON]}))
+    del annotations["annotations"][0]["area"]
+    before, entries = copy.deepcopy(annotations), found("segm", (1, 7, B, 0.9))
+    assert average_precision(annotations, entries, "segm").medium == ONE  # 50 x 50
+    assert image_overlaps(annotations, entries, "segm", [1])[0].iou.tolist() == [[1.0]]
+    assert annotations == before and has_masks(annotations)
+
+
+def test_a_malformed_polygon_is_named():
+    with pytest.raises(DataError, match=r"malformed\n.*annotation id 1 of image id 1\n.*flat list of numbers"):
+        average_precision(truth((1, 7, B, {"segmentation": [["a"] * 6]})), [], "segm")
 
 
 def test_result_entries_and_files_are_what_coco_tools_read(tmp_path):

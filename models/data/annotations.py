@@ -9,7 +9,7 @@ import gc
 import re
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -353,7 +353,7 @@ def _usable(
         raise MalformedAnnotation(f"bbox must be four numbers [x, y, width, height], got {box!r}")
     if area is not None and type(area) not in (int, float):
         raise MalformedAnnotation(f"area must be a number, got {area!r}")
-    reason = _reason_to_leave_out(annotation, box, area, height, width)
+    reason = reason_to_leave_out(annotation, height, width)
     segmentation = annotation.get("segmentation")
     checked: list[list[float]] | bytes = []
     if isinstance(segmentation, list):
@@ -372,8 +372,9 @@ def _usable(
     return ((x, y, x + w, y + h), checked) if checked or boxes_only else "no polygon of 3 points or more"
 
 
-def _reason_to_leave_out(annotation: dict, box: list, area: float | None, height: int, width: int) -> str | None:
-    x, y, w, h = box
+def reason_to_leave_out(annotation: Mapping, height: int, width: int) -> str | None:
+    """Why an annotation, whose box and area are numbers, is not trained on, whatever its mask; None if it is."""
+    x, y, w, h = annotation["bbox"]
     if annotation.get("iscrowd"):
         return "a crowd"
     if annotation.get("ignore"):
@@ -382,6 +383,7 @@ def _reason_to_leave_out(annotation: dict, box: list, area: float | None, height
         return "a box under 1 pixel"
     if x + w <= 0 or y + h <= 0 or x >= width or y >= height:
         return "a box outside its image"
+    area = annotation.get("area")
     return "no area" if area is not None and area <= 0 else None
 
 
