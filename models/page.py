@@ -45,13 +45,16 @@ class Html(str):
 
 
 def escape(value: object) -> Html:
-    return value if isinstance(value, Html) else Html(html.escape(str(value)))
+    """What is no Unicode (half a pair: of a file name in another encoding, or from JSON) shows as its number."""
+    if isinstance(value, Html):
+        return value
+    return Html(html.escape(str(value)).encode(errors="backslashreplace").decode())
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
     """An element. `class_` is the attribute class, `data_size` is data-size; None leaves an attribute out."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
-    text = "".join(f' {key}="{html.escape(str(value))}"' for key, value in pairs)
+    text = "".join(f' {key}="{escape(str(value))}"' for key, value in pairs)
     return Html(f"<{name}{text}>{join(content)}</{name}>")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from .command_line import run
+from .errors import printable
 from .files import atomic_write
 
 EXAMPLES = (
@@ -59,8 +60,9 @@ def main(options: Report) -> None:
     console = Console(highlight=False)
     for subject in subjects:
         if isinstance(subject.study, str):
-            console.print(f"{subject.name}: {subject.study}", markup=False, soft_wrap=True)
-    console.print(f"report: {output} ({len(text.encode()) / 2**20:.1f} MiB)", markup=False, soft_wrap=True)
+            console.print(f"{printable(subject.name)}: {subject.study}", markup=False, soft_wrap=True)
+    size = f"{len(text.encode()) / 2**20:.1f} MiB"
+    console.print(f"report: {printable(str(output))} ({size})", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .confusion import IOU, SCORE, ImageQuality
+from .data import AnnotatedImages
 from .error_kinds import KINDS
 from .page import Html, join, table, tag
 from .report_curves import Line, line_chart
@@ -230,9 +231,9 @@ def _images(studied: Sequence[Subject]) -> Html:
         groups = {"The worst": worst, "The best": best}
         drawn = {title: [pictures.row(q.image_id, q) for q in chosen] for title, chosen in groups.items()}
     else:
+        if reason := _not_of_one_data_set(*(subject.study.dataset for subject in studied)):
+            return tag("p", f"The two {reason}, so none are shown side by side.")
         first, second = (_by_id(subject.study.main) for subject in studied)
-        if set(_ids(studied[0].study)) != set(_ids(studied[1].study)):
-            return tag("p", "The two were evaluated on different images, so none are shown side by side.")
         pictures = Pictures([subject.study for subject in studied], [subject.name for subject in studied])
         both = sorted(first.keys() & second.keys(), key=lambda key: second[key].quality - first[key].quality)
         lower = [key for key in both if second[key].quality < first[key].quality][:SHOWN]
@@ -249,5 +250,13 @@ def _by_id(part: KindStudy) -> dict[int, ImageQuality]:
     return {quality.image_id: quality for quality in part.qualities}
 
 
-def _ids(study: Study) -> list[int]:
-    return [image["id"] for image in study.ground_truth["images"]]
+def _not_of_one_data_set(first: AnnotatedImages, second: AnnotatedImages) -> str | None:
+    """Why what was found in images of the one cannot be drawn on those of the other; None: it can.
+
+    Equal ids say little: most data sets count from 1.
+    """
+    images = [{dataset.image_info(index) for index in range(len(dataset))} for dataset in (first, second)]
+    if images[0] != images[1]:
+        return "were evaluated on different images"
+    classes = [list(zip(dataset.category_ids, dataset.class_names, strict=True)) for dataset in (first, second)]
+    return "have other categories" if classes[0] != classes[1] else None

@@ -84,8 +84,7 @@ def study_run(run: RunRecord, data: Path | None) -> Study | str:
     if not run.evaluations:
         return "The run has not been evaluated yet."
     try:
-        dataset = _dataset(run, data)
-        return _study(run, dataset)
+        return _study(run, _dataset(run, data))
     except UserError as error:
         return "; ".join([error.what, *(text for text in (error.where, error.why) if text)]) + "."
 
@@ -96,8 +95,11 @@ def _dataset(run: RunRecord, data: Path | None) -> AnnotatedImages:
     if described and folder is None:
         raise DataError("The validation data were a Python object, which is not at hand")
     folder = default_dataset() if folder is None else Path(str(folder))
-    boxes_only = run.settings.get("arch") == "faster_rcnn"
-    return open_dataset(folder, str(run.settings.get("val_split", "val")), semantic="no", boxes_only=boxes_only)
+    return open_dataset(folder, str(run.settings.get("val_split", "val")), semantic="no", boxes_only=_boxes_only(run))
+
+
+def _boxes_only(run: RunRecord) -> bool:
+    return run.settings.get("arch") == "faster_rcnn"
 
 
 def _study(run: RunRecord, dataset: AnnotatedImages) -> Study:
@@ -108,9 +110,10 @@ def _study(run: RunRecord, dataset: AnnotatedImages) -> Study:
         raise DataError("These are not the data that the run was evaluated on", where=dataset.root, why=why)
     count = min(int(run.evaluations[-1]["images"]), len(dataset))
     image_ids = [dataset.image_info(index).image_id for index in range(count)]
-    with_masks = (run.folder / "detections.segm.json").is_file() and has_masks(ground_truth)
+    # Of data opened for boxes alone nobody has looked at the polygons, and pycocotools trusts them.
+    with_masks = not _boxes_only(run) and (run.folder / "detections.segm.json").is_file() and has_masks(ground_truth)
     names = ("segm", "bbox") if with_masks else ("bbox",)
-    entries = {kind: read_results(run.folder / f"detections.{kind}.json", ground_truth) for kind in names}
+    entries = {kind: read_results(run.folder / f"detections.{kind}.json", kind, ground_truth) for kind in names}
     kinds, class_names = {}, []
     for kind, results in entries.items():
         precision, class_names = precision_table(ground_truth, results, kind, image_ids)

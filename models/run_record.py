@@ -22,6 +22,11 @@ from .starts import NAME as STARTS
 LARGEST_RESULTS, LARGEST_LOG = 4 * 2**30, 2**30
 """Bytes. Results of COCO's 5,000 images with 100 masks each take about 0.3 GB; a line of metrics takes 0.5 kB."""
 
+DEEPEST, LONGEST_NAMES = 50, 2**20
+"""Levels of objects and lists in settings, and characters of all their dotted names; a run's have 4 and 2,000."""
+
+RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation"}
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -44,7 +49,7 @@ class RunRecord:
     def epoch(self, step: float) -> float:
         """The epochs that `step` steps are; NaN where no line says."""
         for line in reversed(self.steps):
-            if line.get("epoch", 0) > 0:
+            if line.get("epoch", 0) > 0 and line["step"] > 0:
                 return step * line["epoch"] / line["step"]
         return math.nan
 
@@ -106,7 +111,9 @@ def read_run(folder: Path) -> RunRecord:
         fix = near or "name the --output of a models.train: python -m models.report runs/scnet-small"
         raise DataError("this is not the folder of a training run", where=folder, why=why, fix=fix)
     try:
-        settings = unfolded(_json_file(config, dict, MAX_BYTES))
+        folded = _json_file(config, dict, MAX_BYTES)
+        _check_extent(folded)
+        settings = unfolded(folded)
         for name in ("metrics.jsonl", STARTS):
             if (folder / name).exists() and check_regular(folder / name) > LARGEST_LOG:
                 raise ValueError(f"{name} has more than {LARGEST_LOG:,} bytes")
@@ -124,8 +131,11 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def read_results(path: Path, ground_truth: Mapping) -> list[dict]:
-    """The entries of a COCO results file of one kind, checked against the annotations.
+def read_results(path: Path, kind: str, ground_truth: Mapping) -> list[dict]:
+    """The entries of a COCO results file, checked against the annotations.
+
+    Args:
+        kind: "bbox" or "segm": what every entry must have.
 
     Raises:
         DataError: not such a file, or with an entry that cannot be of these annotations.
@@ -139,25 +149,42 @@ def read_results(path: Path, ground_truth: Mapping) -> list[dict]:
         raise DataError(what, where=path, why=error) from error
     for number, entry in enumerate(entries):
         try:
-            _check_entry(entry, sizes, categories)
+            _check_entry(entry, RESULT_KEYS[kind], sizes, categories)
         except (MalformedAnnotation, KeyError, TypeError, ValueError, OverflowError) as error:
             why = f"entry {number}: " + (f"{error} is missing" if isinstance(error, KeyError) else str(error))
             raise DataError(what, where=path, why=why, fix="python -m models.evaluate writes such a file") from error
     return entries
 
 
-def _check_entry(entry: dict, sizes: Mapping, categories: set) -> None:
+def _check_entry(entry: dict, needed: str, sizes: Mapping, categories: set) -> None:
     if entry["image_id"] not in sizes or entry["category_id"] not in categories:
         raise ValueError(f"image {entry['image_id']!r:.40} or category {entry['category_id']!r:.40} is not in the data")
-    numbers = [entry["score"], *entry.get("bbox", ())]
-    if not are_numbers(numbers) or not all(map(math.isfinite, numbers)) or len(numbers) not in (1, 5):
+    if needed not in entry:
+        raise KeyError(needed)
+    numbers, expected = [entry["score"], *entry.get("bbox", ())], 5 if "bbox" in entry else 1
+    if len(numbers) != expected or not are_numbers(numbers) or not all(map(math.isfinite, numbers)):
         raise ValueError("score and bbox must be finite numbers")
     if "segmentation" in entry:
         if not isinstance(entry["segmentation"], dict):
             raise ValueError("segmentation must be run lengths")
         checked_run_lengths(entry["segmentation"], *sizes[entry["image_id"]])
-    elif len(numbers) == 1:
-        raise ValueError("it has neither bbox nor segmentation")
+
+
+def _check_extent(values: dict) -> None:
+    """ValueError if `values` nest so deep that they could not be printed, or unfold to far more than their file holds:
+    every dotted name repeats the names around it."""
+    characters, waiting = 0, [(values, 0, 1)]  # (an object or a list, the length of its dotted name, depth)
+    while waiting:
+        value, length, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"it nests deeper than {DEEPEST} levels")
+        named = isinstance(value, dict)
+        if named:
+            characters += sum(length + len(name) + 1 for name in value)
+        if characters > LONGEST_NAMES:
+            raise ValueError(f"its dotted names together have more than {LONGEST_NAMES:,} characters")
+        items = ((length + len(name) + 1, x) for name, x in value.items()) if named else ((0, x) for x in value)
+        waiting += [(inner, reach, depth + 1) for reach, inner in items if isinstance(inner, dict | list)]
 
 
 def _json_file(path: Path, kind: type, most: int):
@@ -174,10 +201,11 @@ def _json_lines(path: Path) -> list[dict]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             value = json.loads(line)
+            if isinstance(value, dict):
+                _check_extent(value)
+                result.append(value)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict):
-            result.append(value)
     return result
 
 

@@ -132,6 +132,46 @@ def test_two_runs_on_different_data(tmp_path, data):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"0.png"', '"1.png"', "were evaluated on different images"),
+        ('"height": 32', '"height": 33', "were evaluated on different images"),
+        ('"id": 2, "name"', '"id": 12, "name"', "have other categories"),
+        ('"name": "red"', '"name": "blue"', "have other categories"),
+    ],
+    ids=["file name", "size", "number of a category", "name of a category"],
+)
+def test_two_data_sets_that_count_alike_are_not_taken_for_one(tmp_path, data, old, new, reason):
+    """Most count their images from 1."""
+    other = write_data(tmp_path / "other")
+    second = write_run(tmp_path / "second", other)
+    for kind in ("bbox", "segm"):  # masks are of the size before
+        path = second / f"detections.{kind}.json"
+        changed = path.read_text().replace('"category_id": 2', '"category_id": 12') if '"id": 12' in new else "[]"
+        path.write_text(changed)
+    path = other / "annotations/instances_val.json"
+    text = path.read_text().replace(old, new, 1)
+    path.write_text(text.replace('"category_id": 2', '"category_id": 12') if '"id": 12' in new else text)
+    page = page_of(write_run(tmp_path / "first", data), versus=second)
+    assert f"The two {reason}, so none are shown side by side." in words(page)
+    assert page.count("data:image/jpeg;base64,") == 0
+
+
+@pytest.mark.parametrize("far", [20, 4e8])
+def test_masks_are_left_alone_where_the_detector_has_none(tmp_path, data, far):
+    """Its data are opened without a look at their polygons, and pycocotools ends the process where one is 4e8 wide."""
+    run = write_run(tmp_path / "first", data)
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"arch": "faster_rcnn"}))
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segmentation"] = [[0, 0, far, 1, 1, far]]
+    path.write_text(json.dumps(content))
+    assert study_run(read_run(run), None).kinds.keys() == {"bbox"}
+    assert headings(page_of(run)) == SECTIONS
+
+
+@pytest.mark.parametrize(
     ("change", "note"),
     [
         (lambda run, data: (run / "metrics.jsonl").write_text(""), "no step has been logged"),
@@ -207,8 +247,8 @@ def test_the_time_between_an_interruption_and_the_next_start_does_not_count():
     assert math.isnan(record([], [0]).seconds()) and math.isnan(record([10], []).seconds())
 
 
-DEEP = '{"a": ' * 980 + "1" + "}" * 980
-"""As deep as the reader of JSON takes it, and too deep for one function call a level."""
+DEEP = '{"a": ' * 200 + "1" + "}" * 200
+"""The reader of JSON takes it; on top of what calls it, its printing may take more calls than Python allows."""
 
 
 @pytest.mark.parametrize(
@@ -223,11 +263,11 @@ DEEP = '{"a": ' * 980 + "1" + "}" * 980
             "expected an object",
         ),
         (lambda f: (f.mkdir(), (f / "config.json").write_text("[" * 99999)), "config.json", "recursion"),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text(DEEP)), "config.json", "recursion"),
+        (lambda f: (f.mkdir(), (f / "config.json").write_text(DEEP)), "config.json", "deeper than"),
         (lambda f: (f.mkdir(), (f / "config.json").write_text("{}"), os.mkfifo(f / "metrics.jsonl")), "config", "pipe"),
         (lambda f: (f.mkdir(), (f / "config.json").write_text(" " * 2**20 + "{}")), "config", "too large"),
     ],
-    ids=["no folder", "empty", "broken", "a list", "deep", "deep for us", "a pipe", "large"],
+    ids=["no folder", "empty", "broken", "a list", "deep", "less deep", "a pipe", "large"],
 )
 def test_what_is_no_run_is_refused(tmp_path, make, where, why):
     make(tmp_path / "nothing-here")
@@ -319,6 +359,51 @@ def test_results_that_cannot_be_of_these_data_are_refused_before_they_are_used(t
     assert re.search(refusal, study_run(read_run(run), None))
 
 
+@pytest.mark.parametrize(("kind", "other"), [("bbox", "segmentation"), ("segm", "bbox")])
+def test_results_of_the_other_kind_are_refused(tmp_path, data, kind, other):
+    run = write_run(tmp_path / "first", data)
+    path = run / f"detections.{kind}.json"
+    entries = json.loads((run / f"detections.{'segm' if kind == 'bbox' else 'bbox'}.json").read_text())
+    kept = ("image_id", "category_id", "score", other)
+    path.write_text(json.dumps([{key: entry[key] for key in kept} for entry in entries]))
+    missing = "bbox" if kind == "bbox" else "segmentation"
+    assert f"detections.{kind}.json; entry 0: '{missing}' is missing" in study_run(read_run(run), None)
+
+
+def test_words_that_are_no_unicode_are_shown_as_their_numbers(tmp_path, data, capsys):
+    """Half of a pair, as JSON can hold it: of a file name in another encoding, or of somebody who means harm."""
+    half = "\udcff\ud800"
+    run = write_run(tmp_path / "a\udcff", data, system=half, versions={half: half})
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {half: half, "data": half, "arch": half}))
+    page = page_of(run, versus=write_run(tmp_path / "second", data))
+    assert page.count(r"\udcff\ud800") > 3 and r"a\udcff" in page
+    assert r"a\udcff/page.html" in capsys.readouterr().out
+
+
+def test_a_line_of_no_step_says_nothing_about_epochs():
+    record = RunRecord(Path("x"), {}, [{"step": 3.0, "epoch": 1.0}, {"step": 0.0, "epoch": 1.0}], [], [])
+    assert record.epoch(6) == 2
+
+
+LONG = "k" * 100_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {LONG: {str(i): 0 for i in range(3000)}},
+        {LONG: {str(i): {} for i in range(3000)}},
+        {"a": json.loads("[" * 200 + "]" * 200)},
+    ],
+    ids=["a long name over many", "... over nothing", "deep lists"],
+)
+def test_settings_that_would_unfold_to_far_more_than_they_are_get_refused(tmp_path, settings):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"why: +it(s dotted names together| nests deeper)"):
+        read_run(tmp_path)
+
+
 def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
     run = write_run(tmp_path / "first", data)
     lines = [{"step": 10**400}, {"step": -1}, {"step": 8, "loss": "x", "epoch": 1e300, "time": -1e300, "lr": [1]},
@@ -329,6 +414,7 @@ def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
         {"time": 1e300},
         {"time": None},
         {"time": START, "data": 3, "versions": []},
+        {"time": START, "device": json.loads("[" * 900 + "]" * 900)},
         [],
         "x",
         {"time": math.nan},
