@@ -175,6 +175,54 @@ def test_faults_of_images(data, tmp_path, workers):
     assert {"missing image", "size other than annotated"} <= set(headers.counts)
 
 
+def long_name(content: dict) -> None:
+    content["images"][0]["file_name"] = "x" * 1001
+
+
+def text_for_an_id(content: dict) -> None:
+    content["categories"][0]["id"] = str(content["categories"][0]["id"])
+
+
+REFUSED_LISTS = {
+    "category id used twice": (
+        lambda content: content["categories"].append(dict(content["categories"][0])),
+        "category that cannot be used",
+    ),
+    "category without a name": (lambda content: content["categories"][1].pop("name"), "category that cannot be used"),
+    "category without an id": (lambda content: content["categories"][0].pop("id"), "category that cannot be used"),
+    "category that is a number": (lambda content: content["categories"].append(7), "category that cannot be used"),
+    "category id that is a text": (text_for_an_id, "category that cannot be used"),
+    "no categories": (lambda content: content["categories"].clear(), "no images or no categories"),
+    "no images": (lambda content: content["images"].clear(), "no images or no categories"),
+    "long file name": (long_name, "image entry that cannot be used"),
+    "file name with a zero byte": (
+        lambda content: content["images"][0].update(file_name="a\0"),
+        "image entry that cannot be used",
+    ),
+    "file name of half a character": (
+        lambda content: content["images"][0].update(file_name="\ud800.png"),
+        "image entry that cannot be used",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_LISTS)
+def test_what_the_reader_refuses_in_the_lists_is_found(data, tmp_path, case):
+    spoil, kind = REFUSED_LISTS[case]
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        CocoDataset(data, "val")
+    findings, _ = check_dataset(data, fix=tmp_path / "copy")
+    assert kind in findings.counts and findings.serious
+    if kind != "no images or no categories":
+        opened = CocoDataset(tmp_path / "copy", "val")
+        assert check_dataset(tmp_path / "copy")[0].all == []
+        assert ("category 7" if case == "category without a name" else "traffic light") in opened.class_names
+
+
 def test_an_image_in_two_splits_is_taken_out_of_training(data, tmp_path):
     (data / "train").mkdir()
     content = json.loads((data / "annotations/instances_val.json").read_text())
@@ -296,5 +344,9 @@ def test_the_program(data, tmp_path):
 
 def test_kinds_are_all_tested(data):
     kinds = {*ANNOTATIONS, *faulty_images(data).values(), "self-crossing polygon"}
-    kinds |= {"annotation of an image taken out", "unreadable annotation of an image", "unusable stuff map"}
+    kinds |= {kind for _, kind in REFUSED_LISTS.values()} | {
+        "annotation of an image taken out",
+        "unreadable annotation of an image",
+        "unusable stuff map",
+    }
     assert kinds == set(KINDS) and mask_api.area(mask_api.frPyObjects([SQUARE], HEIGHT, WIDTH)).sum() == 400

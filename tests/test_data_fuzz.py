@@ -10,10 +10,12 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as mask_api
 from test_voc import OBJECTS, xml
 
 from models.data.annotations import read_annotations
+from models.data.check import check_dataset
 from models.data.segmentation import MalformedAnnotation, checked_run_lengths
 from models.data.voc_xml import read_voc_file
 from models.errors import DataError, UsageError
@@ -136,6 +138,29 @@ def test_coco_json(tmp_path, boxes_only):
         for _ in range(EXAMPLES)
     )
     counts = outcomes(read, inputs)
+    assert min(counts.values()) > EXAMPLES / 50, counts
+
+
+def test_what_the_reader_refuses_the_check_finds(tmp_path):
+    random, path = np.random.default_rng(3), tmp_path / "annotations/instances_val.json"
+    path.parent.mkdir()
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "val/1.jpg")
+
+    def read(whole):
+        path.write_text(json.dumps(whole))
+        try:
+            findings, _ = check_dataset(tmp_path, quick=True)
+            clean = not findings.serious
+        except DataError:
+            clean = False
+        try:
+            read_annotations(path)
+        except DataError:
+            assert not clean, whole
+            raise
+
+    counts = outcomes(read, (with_odd_values(random, content()) for _ in range(EXAMPLES)))
     assert min(counts.values()) > EXAMPLES / 50, counts
 
 

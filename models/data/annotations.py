@@ -103,7 +103,7 @@ def _pack(content: object, chunks: Iterable[list] | None, path: Path, boxes_only
         why = f"{len(categories):,}, at most {MOST_CLASSES:,}"
         raise DataError("the annotation file has too many categories", where=path, why=why)
     images = _by_id(content["images"], "images", path)
-    sizes = [_image_size(image, path) for image in images.values()]
+    sizes = [annotated_size(image, path) for image in images.values()]
     objects = _Objects(list(images), sizes, sorted(categories), path, boxes_only)
     with _no_garbage_collection():
         for chunk in chunks:
@@ -235,7 +235,7 @@ class _Objects:
 
     def _refuse(self, annotation: object) -> None:
         """Of an annotation without an id of its own, or an image and a category that the file lists: says which."""
-        missing = _missing_keys(annotation, "annotations")
+        missing = missing_keys(annotation, "annotations")
         if missing:
             raise _not_coco(f"entry {len(self._seen)} of 'annotations' lacks {missing}", self._path)
         image_id, category = annotation["image_id"], annotation["category_id"]
@@ -247,7 +247,7 @@ class _Objects:
             where = f"{self._path}, annotation {annotation['id']}"
             why = f"it names category {category!r}, the file lists {_shorten(list(self._label_of))}"
             raise DataError("an annotation names an unknown category", where=where, why=why, fix=_fix("category_id"))
-        _check_id(annotation["id"], self._seen, "annotations", self._path)
+        check_id(annotation["id"], self._seen, "annotations", self._path)
 
 
 def _num_stuff_ids(stuff: object) -> int | None:
@@ -261,7 +261,7 @@ def _not_coco(why: str, path: Path) -> DataError:
     return DataError("the annotation file is not COCO", where=path, why=why, fix=EXPORT)
 
 
-def _missing_keys(entry: object, section: str) -> str:
+def missing_keys(entry: object, section: str) -> str:
     """The keys that an entry lacks, as text; empty if it has all."""
     if isinstance(entry, dict) and entry.keys() >= REQUIRED[section]:
         return ""
@@ -277,7 +277,7 @@ def _check_keys(content: object, path: Path) -> None:
         if not isinstance(entries, list):
             raise _not_coco(f'it has no list "{section}"; its keys are {_shorten(sorted(content))}', path)
         for index, entry in enumerate(entries):
-            missing = _missing_keys(entry, section)
+            missing = missing_keys(entry, section)
             if missing:
                 raise _not_coco(f"entry {index} of {section!r} lacks {missing}", path)
     if not content["categories"] or not content["images"]:
@@ -289,19 +289,21 @@ def _check_keys(content: object, path: Path) -> None:
 def _by_id(entries: list[dict], section: str, path: Path) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
     for entry in entries:
-        _check_id(entry["id"], by_id, section, path)
+        check_id(entry["id"], by_id, section, path)
         by_id[entry["id"]] = entry
     return by_id
 
 
-def _check_id(identity: object, seen: Container[int], section: str, path: Path) -> None:
+def check_id(identity: object, seen: Container[int], section: str, path: Path) -> None:
+    """Raises DataError for what is no id, or one of `seen`."""
     if type(identity) is not int or not -(2**63) < identity < 2**63:
         raise DataError("an id is not a whole number", where=path, why=f"{section}: got {identity!r}", fix=_fix("id"))
     if identity in seen:
         raise DataError("an id is used twice", where=path, why=f"{section}: id {identity}", fix=_fix("id"))
 
 
-def _image_size(image: dict, path: Path) -> tuple[int, int]:
+def annotated_size(image: dict, path: Path) -> tuple[int, int]:
+    """(height, width) of an image's entry. Raises DataError."""
     height, width = image["height"], image["width"]
     whole = type(height) is type(width) is int
     if (
@@ -327,21 +329,22 @@ def _file_name(image: dict, path: Path) -> str:
     name = image.get("file_name")
     if name is None:
         name = name_from_url(image)
-    if not _is_inside(name):
-        why = (
-            f"file_name must be a path inside the image folder, of at most {LONGEST_NAME} characters, got {name!r:.200}"
-        )
+    if not is_file_name(name) or not is_inside(name):
+        why = f"file_name must be a path inside the image folder, at most {LONGEST_NAME} characters, got {name!r:.200}"
         raise DataError(
             "an image lies outside its folder", where=f"{path}, image {image['id']}", why=why, fix=_fix("file_name")
         )
     return name
 
 
-def _is_inside(name: object) -> bool:
-    """Whether an image can have this name. Links are followed when it is opened (`path_inside`)."""
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or re.search("[\0\ud800-\udfff]", name):
-        return False  # neither a zero byte nor half of a surrogate pair is part of any file's name
+def is_inside(name: str) -> bool:
+    """Whether a name stays in its folder. Links are followed when it is opened (`path_inside`)."""
     return not name.startswith("/") and ".." not in name.split("/")
+
+
+def is_file_name(name: object) -> bool:
+    """Whether an image's file can be called this: neither a zero byte nor half of a surrogate pair is in any name."""
+    return isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and not re.search("[\0\ud800-\udfff]", name)
 
 
 def _usable(

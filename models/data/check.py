@@ -16,8 +16,8 @@ from ..files import explained
 from ..images import image_size, path_inside, read_image, read_label_map
 from ..progress import Progress
 from .annotation_json import in_chunks, read_in_chunks
-from .annotations import name_from_url
-from .check_annotations import AnnotationChecker, usable_image
+from .annotations import is_inside, name_from_url
+from .check_annotations import AnnotationChecker, usable_categories, usable_image
 from .coco import existing_folder, find_split
 from .findings import Finding, Findings
 from .mended_copy import CocoCopy, Split, VocCopy
@@ -99,7 +99,7 @@ def _coco_split(name: str, file: Path, image_folder: Path, map_folder: Path | No
         why = f"it has no list {', '.join(missing or ['annotations'])}"
         raise DataError("the annotation file is not COCO", where=file, why=why)
     for entry in content["images"]:
-        if isinstance(entry, dict) and "file_name" not in entry and (own := name_from_url(entry)) is not None:
+        if isinstance(entry, dict) and entry.get("file_name") is None and (own := name_from_url(entry)) is not None:
             entry["file_name"] = own
     return Split(name, file, image_folder, map_folder, content, chunks)
 
@@ -111,11 +111,17 @@ def _voc_fault(split: str, name: str, error: UserError) -> Finding:
 def _check_split(
     split: Split, findings: Findings, seen: dict, copy: CocoCopy | VocCopy | None, quick: bool, workers: int
 ) -> None:
+    images, categories = split.content["images"], split.content["categories"]
+    if not images or not categories:
+        detail = f"{len(images)} images, {len(categories)} categories"
+        findings.add(Finding("no images or no categories", split.name, "", None, detail, "left as it is"))
+    categories = usable_categories(categories, split.name, split.source, findings)
+    split = split._replace(content=split.content | {"categories": categories})
     images, dropped, unlabelled = _check_images(split, findings, seen, quick, workers)
     kept = {id(entry) for entry in images.values()}
     entries = [entry for entry in split.content["images"] if id(entry) in kept]
-    categories = {c["id"] for c in split.content["categories"] if isinstance(c, dict) and type(c.get("id")) is int}
-    checker = AnnotationChecker(findings, split.name, images, dropped, categories, split.boxes_only)
+    category_ids = {category["id"] for category in categories}
+    checker = AnnotationChecker(findings, split.name, images, dropped, category_ids, split.boxes_only)
     with nullcontext() if copy is None else copy.annotations(split, entries, unlabelled) as take:
         for annotation in itertools.chain.from_iterable(split.chunks):
             mended = checker.mended(annotation)
@@ -138,7 +144,7 @@ def _check_images(
         findings.add(Finding(kind, split.name, str(name), None, detail, IMAGE_OUT))
 
     for entry in split.content["images"]:
-        fault = usable_image(entry, split.image_folder)
+        fault = usable_image(entry, split.source)
         if fault is not None:
             found("image entry that cannot be used", entry, fault)
             if isinstance(entry, dict) and type(entry.get("id")) is int:
@@ -182,7 +188,7 @@ def _in_processes(tasks: list[tuple], workers: int) -> Iterator[Look]:
 def _look(task: tuple[tuple[Path, Path | None], str, tuple[int, int], bool]) -> Look:
     (folder, map_folder), name, size, quick = task
     try:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(name):
             return Look("image outside its folder", "the name is absolute, or goes up")
         path = path_inside(folder, name)
     except DataError as error:

@@ -1,12 +1,12 @@
-"""One split's annotations: what is wrong with each, and how it is mended."""
+"""One split's annotations, categories and entries of images: what is wrong with each, and how it is mended."""
 
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_api
 
-from ..images import MAX_PIXELS
-from .annotations import REQUIRED
+from ..errors import DataError
+from .annotations import MOST_CLASSES, REQUIRED, annotated_size, check_id, is_file_name, missing_keys
 from .crossings import crosses_itself
 from .findings import Finding, Findings
 from .segmentation import (
@@ -177,18 +177,40 @@ def box_iou(a: list[float], b: list[float]) -> float:
     return inside / max(a[2] * a[3] + b[2] * b[3] - inside, 1e-9)
 
 
-def usable_image(entry: object, folder: Path) -> str | None:
-    """What makes an image's entry useless; None if nothing does. `folder` is what messages call its folder."""
-    missing = [key for key in (*REQUIRED["images"], "file_name") if not isinstance(entry, dict) or key not in entry]
-    if missing:
-        return f"lacks {', '.join(missing)}"
-    if type(entry["id"]) is not int or abs(entry["id"]) >= 2**63:
-        return f"its id is no whole number: {entry['id']!r}"
-    if not isinstance(entry["file_name"], str) or not entry["file_name"]:
-        return f"its file_name is no path inside {folder}: {entry['file_name']!r}"
-    sides = entry["height"], entry["width"]
-    if not all(type(side) is int and 1 <= side <= LARGEST_COORDINATE for side in sides):
-        return f"height and width are no usable numbers of pixels: {sides!r}"
-    if sides[0] * sides[1] > MAX_PIXELS:
-        return f"height and width are more than {MAX_PIXELS:,} pixels: {sides!r}"
+def usable_categories(entries: list, split: str, source: Path, findings: Findings) -> list[dict]:
+    """The entries that the reader takes. `findings` gets what is wrong with the others, and with none at all."""
+    usable: dict[int, dict] = {}
+
+    def found(detail: object, change: str = "category taken out") -> None:
+        findings.add(Finding("category that cannot be used", split, "", None, str(detail), change))
+
+    for entry in entries:
+        identity = entry.get("id") if isinstance(entry, dict) else None
+        try:
+            check_id(identity, usable, "categories", source)
+        except DataError as error:
+            found(f"{error.what}: {error.why}")
+            continue
+        if len(usable) == MOST_CLASSES:
+            found(f"there are more than {MOST_CLASSES:,}")
+            continue
+        if "name" not in entry:
+            entry = entry | {"name": f"category {identity}"}
+            found(f"id {identity} lacks 'name'", f"its name is now {entry['name']!r}")
+        usable[identity] = entry
+    return list(usable.values())
+
+
+def usable_image(entry: object, source: Path) -> str | None:
+    """What makes an image's entry useless to the reader; None if nothing does. `source` is the annotation file."""
+    missing = missing_keys(entry, "images")
+    if missing or "file_name" not in entry:
+        return f"lacks {missing or 'file_name'}"
+    if not is_file_name(entry["file_name"]):
+        return f"its file_name is no name of a file: {entry['file_name']!r:.200}"
+    try:
+        check_id(entry["id"], (), "images", source)
+        annotated_size(entry, source)
+    except DataError as error:
+        return error.why
     return None

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass, field
 REFUSED, LEFT_OUT, DOUBTFUL, FOLLOWS = "stops training", "left out of training", "doubtful", "follows"
 
 KINDS = {
+    # lists
+    "no images or no categories": REFUSED,
+    "category that cannot be used": REFUSED,
     # images
     "missing image": REFUSED,
     "unreadable image": REFUSED,
