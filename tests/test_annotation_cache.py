@@ -1,7 +1,9 @@
 """Cached annotations: the same as read ones, made again when the file or the cache is another, shared by processes."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data import CocoDataset, annotation_cache, annotation_json
+from models.data import (
+    CocoDataset,
+    annotation_cache,
+    annotation_columns,
+    annotation_json,
+    annotations,
+    segmentation,
+)
 from models.data.annotations import read_annotations
 from models.errors import DataError
+from models.images import MAX_PIXELS
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +57,24 @@ def reads(monkeypatch) -> list[Path]:
 
     monkeypatch.setattr("models.data.coco.read_annotations", read)
     return done
+
+
+CLEANING = {2: "0a47771bcc785b09"}
+"""Version of the cache: hash of the code that decides what is in it."""
+
+
+def test_the_version_is_raised_when_the_cleaning_changes():
+    """Comments and docstrings do not matter."""
+    text = f"{MAX_PIXELS}\n"
+    for module in (annotations, annotation_columns, segmentation):
+        source = re.sub(r'(?ms)^ *""".*?"""$', "", Path(module.__file__).read_text())
+        lines = (re.sub(r"(^| +)#.*", "", line).rstrip() for line in source.splitlines())
+        text += "".join(f"{line}\n" for line in lines if line)
+    found = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert {annotation_cache.VERSION: found} == CLEANING, (
+        f"the code that checks and cleans annotations has changed: where that changes what it gives or refuses, raise "
+        f"annotation_cache.VERSION, or old caches go past it; then write {{VERSION: {found!r}}} here"
+    )
 
 
 def open_it(file: Path, **options) -> CocoDataset:
@@ -109,6 +137,13 @@ def test_another_time_size_or_content_is_another_file(file, reads):
     os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     open_it(file)
     assert len(reads) == 4
+
+
+def test_a_cache_of_another_version_is_not_used(file, reads, monkeypatch):
+    open_it(file)
+    monkeypatch.setattr(annotation_cache, "VERSION", annotation_cache.VERSION - 1)
+    open_it(file)
+    assert len(reads) == 2
 
 
 def test_a_damaged_cache_is_made_again(file, reads):

@@ -1,6 +1,7 @@
 """`python -m models.data check`: every kind of fault is found, shown, and mended in a copy; a good data set is good."""
 
 import copy
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from models.data.check_page import check_page
 from models.data.crossings import crosses_itself
 from models.data.findings import KINDS
 from models.data.voc_xml import read_voc_file
-from models.errors import DataError, UsageError
+from models.errors import DataError, MachineError, UsageError
 from models.images import read_label_map
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
@@ -322,6 +323,22 @@ def test_the_copy_goes_nowhere_else(data, tmp_path):
     with_annotations(data, 5)
     with pytest.raises(DataError, match="it has no list annotations"):
         check_dataset(data, fix=tmp_path / "copy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
+
+
+def test_only_what_cannot_be_written_is_told_as_that(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as inner, pytest.raises(DataError, match="annotation file cannot be read") as error:
+        inner.setattr("models.data.annotation_json.MAX_BYTES", 10)
+        check_dataset(data, fix=tmp_path / "copy")
+    assert error.value.where == str(data / "annotations/instances_val.json") and "too large" in error.value.why
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("models.data.mended_copy._link", no_space)
+    with pytest.raises(MachineError, match="cannot write") as error:
+        check_dataset(data, fix=tmp_path / "copy")
+    assert error.value.where == str(tmp_path / "copy") and "MiB free" in error.value.why
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
 
 

@@ -25,8 +25,8 @@ from .annotations import Annotations
 from .segmentation import PackedSegmentations
 from .shapes import cache_root
 
-VERSION = 1
-"""Part of the key: to be raised when the cleaning or the arrays change."""
+VERSION = 2
+"""Part of the key: to be raised when the cleaning or the arrays change, of which a test reminds."""
 
 SMALLEST = 8 * 2**20
 """Files below this many bytes are read in less than a second, and not cached."""

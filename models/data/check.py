@@ -224,9 +224,15 @@ def _new_folder(target: Path | None) -> Iterator[Path | None]:
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError("the folder for the mended copy is not new", where=target, fix=f"--fix {target}-2")
+    unread: UserError | None = None
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
             copy = Path(temporary) / "copy"
-            yield copy
-            os.replace(copy, target)
+            try:
+                yield copy
+                os.replace(copy, target)
+            except UserError as error:
+                unread = error  # it says what could not be read, and is none of writing, whatever the system said
+    if unread is not None:
+        raise unread
