@@ -11,7 +11,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=logs/%x-%j.log
+#SBATCH --output=%x-%j.log
 #SBATCH --signal=B:USR1@120
 
 set -euo pipefail
@@ -22,7 +22,8 @@ PRESET=${PRESET:-htc_r50_fpn_1x_coco}
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 
 # The first machine is where the processes meet; the port differs between jobs that share a machine.
-host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+host=${hosts%%$'\n'*}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 if [ -e "$OUTPUT/config.json" ]; then
@@ -38,7 +39,8 @@ step=''
 trap 'stopped=1; scancel --signal=TERM "$SLURM_JOB_ID.0" || [ -z "$step" ] || kill -TERM "$step"' USR1 TERM
 
 # One torchrun a machine. When a process dies it starts all of them again, up to 3 times, from the last checkpoint.
-srun --kill-on-bad-exit=1 torchrun \
+# Since Slurm 22.05 srun does not take the number of cores from the job by itself.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun \
     --nnodes="$SLURM_NNODES" --nproc-per-node="$GPUS" --max-restarts=3 \
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$host:$port" \
     --log-dir="logs/$SLURM_JOB_NAME-$SLURM_JOB_ID" --redirects=3 --tee=0:3 \
