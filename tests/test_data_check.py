@@ -17,6 +17,7 @@ from test_voc import write_voc, xml
 from models.data import CocoDataset, open_dataset
 from models.data.check import check_dataset
 from models.data.check_page import check_page
+from models.data.check_program import Check, main
 from models.data.crossings import crosses_itself
 from models.data.findings import KINDS
 from models.data.voc_xml import read_voc_file
@@ -357,6 +358,31 @@ def test_the_program(data, tmp_path):
     assert "data:image/jpeg;base64," in (tmp_path / "page.html").read_text()
     done = program(data, "--fix", tmp_path / "mended")
     assert done.returncode == 0 and program(tmp_path / "mended").returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\\[/x].jpg", "a\\[/x].jpg"),
+        ("[red]b[/red].jpg", "[red]b[/red].jpg"),
+        ("\x1b]0;pwned\a.jpg", r"\x1b]0;pwned\x07.jpg"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\ud800.jpg", r"\ud800.jpg"),
+    ],
+    ids=ascii,
+)
+def test_no_name_disturbs_the_table_or_the_page(data, tmp_path, capsys, monkeypatch, name, shown):
+    monkeypatch.setenv("COLUMNS", "300")
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    content["images"].append(content["images"][0] | {"id": 99, "file_name": name})
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        main(Check(folder=data, page=tmp_path / "page.html"))
+    out = capsys.readouterr().out
+    assert f"val/{shown}: " in out and not any(c in out for c in "\x1b\a\u202e\ud800")
+    page = (tmp_path / "page.html").read_bytes().decode()
+    assert f"<div>val/{shown}</div>" in page and not any(c in page for c in "\x1b\a\u202e\ud800")
 
 
 def test_kinds_are_all_tested(data):

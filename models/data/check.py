@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, UsageError, UserError
+from ..errors import DataError, UsageError, UserError, printable
 from ..files import explained
 from ..images import image_size, path_inside, read_image, read_label_map
 from ..progress import Progress
@@ -159,7 +159,7 @@ def _check_images(
             names.add(entry["file_name"])
     folders = split.image_folder, split.map_folder
     tasks = [(folders, e["file_name"], (e["height"], e["width"]), quick) for e in images.values()]
-    with Progress(f"images of {split.name}", total=max(len(tasks), 1), unit="images") as progress:
+    with Progress(printable(f"images of {split.name}"), total=max(len(tasks), 1), unit="images") as progress:
         for identity, look in zip(list(images), _in_processes(tasks, workers), strict=True):
             progress.advance(1)
             kind, detail, digest = look[:3]

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_api
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..images import path_inside, read_image
 from ..page import Html, page, picture, table, tag
 from .findings import KINDS, Finding, Findings
@@ -40,7 +40,7 @@ def check_page(findings: Findings, root: Path, folders: dict[str, Path]) -> str:
         figures = (_figure(finding, annotation, folders.get(finding.split)) for finding, annotation in examples)
         sections += [tag("h2", f"{kind}: {findings.counts[kind]:,}"), tag("div", *figures, class_="pictures")]
     counts = table(("what", "how many", "in training"), rows, [1]) if rows else tag("p", "Nothing is wrong.")
-    title = f"Check of {root}"
+    title = printable(f"Check of {root}")
     return page(title, tag("h1", title), counts, *sections, style=STYLE)
 
 
@@ -48,7 +48,7 @@ def _figure(finding: Finding, annotation: dict | None, folder: Path | None) -> H
     drawn = _picture(finding, annotation, folder) if folder is not None and finding.image else ""
     number = "" if finding.annotation is None else f", annotation {finding.annotation}"
     lines = (f"{finding.split}/{finding.image}{number}", finding.detail, f"--fix: {finding.change}")
-    return tag("figure", drawn, tag("figcaption", *(tag("div", line) for line in lines)))
+    return tag("figure", drawn, tag("figcaption", *(tag("div", printable(line)) for line in lines)))
 
 
 def _picture(finding: Finding, annotation: dict | None, folder: Path) -> Html | str:

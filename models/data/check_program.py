@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ..errors import DataError
+from ..errors import DataError, printable
 from ..files import atomic_write
 
 EXAMPLES = (
@@ -42,6 +42,7 @@ class Check:
 def main(options: Check) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from .check import check_dataset
     from .check_page import check_page
@@ -57,7 +58,7 @@ def main(options: Check) -> None:
         for kind, count in findings.counts.most_common():
             first = findings.examples[kind][0][0]
             where = f"{first.split}/{first.image}" + ("" if first.annotation is None else f" #{first.annotation}")
-            table.add_row(kind, f"{count:,}", KINDS[kind], f"{where}: {first.detail}".replace("[", r"\["))
+            table.add_row(kind, f"{count:,}", KINDS[kind], Text(printable(f"{where}: {first.detail}")))
         console.print(table)
     if options.page is not None:
         with atomic_write(options.page, "w") as file:
