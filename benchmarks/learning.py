@@ -119,7 +119,8 @@ def train_all(path: Path, train: Callable[[list[str]], dict], steps: int = STEPS
 
 
 def train_once(options: list[str]) -> dict:
-    """One run in a process of its own: {"box_ap", "mask_ap", "seconds" (clock), "cpu_seconds", "parameters"}."""
+    """One run in a process of its own: {"box_ap", "mask_ap", "loss" (the last one logged), "images" (of the
+    evaluation), "seconds" (clock), "cpu_seconds", "millions" (of parameters)}."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "models.train", *options, f"--output={folder}"]
         start = time.monotonic()

@@ -40,8 +40,16 @@ def test_all_reduce_by_hand():
     assert scaling.all_reduce(450e9, 16) == pytest.approx(1.75 + 450 / 8 / 50, rel=1e-4)
 
 
+def test_from_where_on_the_evaluation_takes_longer_than_the_epoch():
+    longer = [gpus for gpus in scaling.GPUS if scaling.evaluation_seconds(gpus) > scaling.epoch_seconds(gpus)]
+    assert longer == [128, 256, 1000]
+    assert f"From {longer[0]} GPUs on, the evaluation" in " ".join(scaling.PAGE.read_text().split())
+
+
 def test_measured_figures_are_those_of_the_other_pages():
+    page = scaling.PAGE.read_text()
     data, performance = (ROOT / "docs/data.md").read_text(), (ROOT / "docs/performance.md").read_text()
     assert f"rest is `Batch.prepared` on the device | {scaling.LOADER_IMAGES} |" in data
+    assert all(f"{measured} s" in text for text in (data, page) for measured in ("11.3 to 11.4", "24.1 to 29.6"))
     assert f"| ours, 5,000 images | {scaling.RESULTS_SECONDS} s |" in performance
     assert all(f"{seconds} s" in performance for seconds in scaling.AP_SECONDS.values())
