@@ -4,7 +4,8 @@
 
 A fork server: this process imports torch once, and each rank of a job is a child of it. A job sums up a number between
 its ranks (gloo), again and again, until at a random moment or step one of them is stopped, loops for ever, holds the
-interpreter's lock for ever, or leaves a sum out. Prints one JSON object.
+interpreter's lock for ever, or leaves a sum out. Or it sums up a tensor of another shape, which gloo does not wait for:
+it aborts a process, and the others lose their connections; no watchdog has anything to do. Prints one JSON object.
 """
 
 import argparse
@@ -28,7 +29,8 @@ from torch.distributed import PrefixStore, TCPStore
 
 from models.watchdog import EXIT_CODE, Watchdog
 
-KINDS = ("stopped", "endless loop", "interpreter's lock held", "sum left out")
+SHAPES = "another shape: gloo aborts"
+KINDS = ("stopped", "endless loop", "interpreter's lock held", "sum left out", SHAPES)
 STEPS = 40
 STEP_TIME = 0.02
 
@@ -58,7 +60,7 @@ def rank_of_job(rank: int, size: int, port: int, kind: str, culprit: int, step: 
                 ctypes.PyDLL(None).pthread_mutex_lock(mutex)
             dog.note(now, "all-reduce")
             if fault != "sum left out":
-                torch.distributed.all_reduce(torch.ones(1))
+                torch.distributed.all_reduce(torch.ones(1000 if fault == SHAPES else 1))
     if (rank, kind) == (culprit, "sum left out"):
         begun.write_text(str(time.monotonic()))
         time.sleep(1000)  # its connections stay open, so that the others wait
@@ -106,18 +108,31 @@ def begin(kind: str, seed: int, timeout: float, room: Path, port: int) -> dict:
     }
 
 
-def finish(job: dict, timeout: float) -> dict:
-    """Waits for its end: what is wrong with it ("" for nothing), and seconds beyond the timeout."""
+def ends_of(jobs: list[dict]) -> dict[int, tuple[int, float]]:
+    """(exit code, time) by process, of all ranks but those that left out a sum, which stay until they are killed."""
+    stay = {job["ranks"][job["culprit"]] for job in jobs if job["kind"] == "sum left out"}
+    awaited = {process for job in jobs for process in job["ranks"]} - stay
+    ends = {}
+    while awaited - ends.keys():
+        process, status = os.waitpid(-1, 0)
+        ends[process] = (os.waitstatus_to_exitcode(status), time.monotonic())
+    for process in stay - ends.keys():
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    return {process: ends[process] for process in awaited}
+
+
+def judge(job: dict, ends: dict[int, tuple[int, float]], timeout: float) -> dict:
+    """What is wrong with the job's end ("" for nothing), and seconds beyond the timeout."""
     kind, culprit, step, left_out = job["kind"], job["culprit"], job["step"], job["kind"] == "sum left out"
-    codes = {}
-    for rank, process in enumerate(job["ranks"]):
-        if not (left_out and rank == culprit):
-            codes[rank] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    delay = time.monotonic() - float(job["begun"].read_text()) - timeout
-    if left_out:
-        os.kill(job["ranks"][culprit], signal.SIGKILL)
-        os.waitpid(job["ranks"][culprit], 0)
+    codes = {rank: ends[process][0] for rank, process in enumerate(job["ranks"]) if process in ends}
+    last = max(ends[process][1] for process in job["ranks"] if process in ends)
+    delay = last - float(job["begun"].read_text()) - timeout
     text = "".join(log.read_text(errors="replace") for log in job["logs"])
+    if kind == SHAPES:
+        told = "Received data size doesn't match expected size" in text and re.search("by peer|Broken pipe", text)
+        right = set(codes.values()) == {-signal.SIGABRT, 1} and delay < 0 and "culprit" not in text and told
+        return {"kind": kind, "delay": delay, "wrong": "" if right else f"{kind}: {codes}, {delay:.1f} s\n{text}"}
     named = re.findall(r"culprit: rank (\d+) \(process (\d+) on \S+\), step (\d+), ([\w -]+),(.*)", text)
     killed = kind in ("stopped", "interpreter's lock held")
     expected = {r: -signal.SIGKILL if killed and r == culprit else EXIT_CODE for r in codes}
@@ -157,11 +172,12 @@ def main() -> None:
                 begin(KINDS[number % len(KINDS)], options.seed + number, options.timeout, Path(room), port)
                 for number in numbers
             ]
-            results += [finish(job, options.timeout) for job in jobs]
+            ends = ends_of(jobs)
+            results += [judge(job, ends, options.timeout) for job in jobs]
     os.kill(server, signal.SIGKILL)
     wrong = [result["wrong"] for result in results if result["wrong"]]
-    delays = {kind: round(max(r["delay"] for r in results if r["kind"] == kind), 2) for kind in KINDS}
     counts = collections.Counter(result["kind"] for result in results)
+    delays = {kind: round(max(r["delay"] for r in results if r["kind"] == kind), 2) for kind in counts}
     json.dump({"trials": counts, "wrong": wrong, "largest delay beyond the timeout": delays}, sys.stdout)
 
 
