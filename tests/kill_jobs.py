@@ -3,7 +3,7 @@
     python tests/kill_jobs.py --kills 30        as test_killed_jobs.py starts it
 
 Kinds of kill: SIGKILL of a rank, of the launcher, of a loader worker; SIGTERM to the launcher; SIGSTOP of a rank, which
-the watchdog has to find. Prints one JSON object.
+the watchdog has to find. The first of each comes when the ranks train. Prints one JSON object.
 """
 
 import argparse
@@ -41,13 +41,15 @@ connection broke."""
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=1e9, help="that it may take, for fewer kills perhaps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare_process()
-    choose = random.Random(options.seed)
-    room = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as room:
+        json.dump(kill_and_compare(Path(room), options.kills, random.Random(options.seed)), sys.stdout)
+
+
+def kill_and_compare(room: Path, wanted: int, choose: random.Random) -> dict:
     data = write_tiny_data(room / "data", train=16)
     config = tiny_config(data, room / "run", batch_size=4, rank_timeout=TIMEOUT)
     with contextlib.redirect_stdout(None):
@@ -60,14 +62,17 @@ def main() -> None:
     whole = outcome(room / "whole")
 
     kills, codes = collections.Counter(), collections.Counter()
-    runs, wrong, slowest = 0, [], collections.Counter()
-    begun = time.monotonic()
-    while (kills.total() < options.kills and time.monotonic() < begun + options.seconds) or not runs:
-        (kind,) = choose.choices(list(KINDS), list(KINDS.values()))
+    runs, named, wrong, slowest = 0, 0, [], collections.Counter()
+    while kills.total() < wanted or not runs:
+        missing = [kind for kind in KINDS if not (named if kind == "SIGSTOP" else kills[kind])]
+        kind = missing[0] if missing else choose.choices(list(KINDS), list(KINDS.values()))[0]
         for log in room.glob("log.*"):
             log.unlink()
         launcher = start_job(dataclasses.replace(config, workers=int(kind == "a worker")), 2, room / "log")
-        time.sleep(choose.random() * length * 0.6)
+        latest = time.monotonic() + 10
+        while missing and not trains(room / "log.0") and time.monotonic() < latest:
+            time.sleep(0.002)
+        time.sleep(choose.random() * length * (0.1 if missing else 0.6))
         ranks = children_of(launcher)
         workers = [process for rank in ranks for process in children_of(rank)]
         candidates = {"the launcher": [launcher], "SIGTERM": [launcher], "a worker": workers}.get(kind, ranks)
@@ -85,9 +90,12 @@ def main() -> None:
             kills[kind] += bool(victim)
         if kind == "SIGSTOP" and code != 0:
             taken -= TIMEOUT
-            # Before the watchdog runs, and after it has ended, another rank's broken connection tells.
-            if code == EXIT_CODE and not re.search(rf"culprit: rank \d \(process {victim} ", logs):
-                wrong.append(f"the stopped rank was not named: {logs[-3000:]}")
+            # A watchdog kills the stopped rank before it ends its own: the launcher's code is that of the kill. Before
+            # it runs, and after it has ended, another rank's broken connection tells.
+            if EXIT_CODE in json.loads((room / "log.codes").read_text()).values():
+                named += 1
+                if not re.search(rf"culprit: rank \d \(process {victim} ", logs):
+                    wrong.append(f"the stopped rank was not named: {logs[-3000:]}")
         if code != 0:
             slowest[kind] = max(slowest[kind], round(taken, 2))
         allowed = {0, -signal.SIGKILL, 256 - signal.SIGKILL, 4} | ENDINGS.get(kind, set())
@@ -100,9 +108,13 @@ def main() -> None:
             wrong.append(f"run {runs}: {found[:5]}")
         runs += 1
         shutil.rmtree(config.output)
-    shutil.rmtree(room)
-    report = {"kills": dict(kills), "runs compared": runs, "wrong": wrong, "exit codes": dict(codes)}
-    json.dump(report | {"slowest": dict(slowest), "seconds alone": round(length, 2)}, sys.stdout)
+    report = {"kills": dict(kills), "runs compared": runs, "wrong": wrong, "exit codes": dict(codes), "named": named}
+    return report | {"slowest": dict(slowest), "seconds alone": round(length, 2)}
+
+
+def trains(log: Path) -> bool:
+    """The main rank tells what it begins with; its watchdog runs then."""
+    return log.exists() and log.stat().st_size > 0
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ import time
 import traceback
 from pathlib import Path
 
-import numpy as np
 import torch
 from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in each life)
-from small_jobs import children_of
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from small_jobs import children_of, end_of_job
+from tiny_runs import black_picture, differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, progress, training  # noqa: F401
 from models.command_line import _machine_fault
@@ -86,25 +85,28 @@ def main() -> None:
     choose = random.Random(options.seed)
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"])
     # Neither is of what a run computes, and each costs more than the rest of a life.
-    training.save_comparison = lambda *_, **__: np.zeros((2, 2, 3), np.uint8)
+    training.save_comparison = black_picture
     progress.importlib.util.find_spec = lambda name: None
+    with tempfile.TemporaryDirectory() as room:
+        json.dump(kill_and_compare(Path(room), options.kills, options.only, choose, shim), sys.stdout)
 
-    room = Path(tempfile.mkdtemp())
+
+def kill_and_compare(room: Path, wanted: int, only: str | None, choose: random.Random, shim: ctypes.CDLL) -> dict:
     data = write_tiny_data(room / "data")
     with contextlib.redirect_stdout(None):
         training.train(tiny_config(data, room / "first"))  # what is slow the first time is done before any fork
     gc.collect()
     gc.freeze()
     started = time.monotonic()
-    os.waitpid(live(tiny_config(data, room / "whole"), lambda: None), 0)
+    end_of_job(live(tiny_config(data, room / "whole"), lambda: None))
     length = time.monotonic() - started
     whole = outcome(room / "whole")
 
     kills, codes, phases = collections.Counter(), collections.Counter(), collections.Counter()
     runs, wrong, slowest = 0, [], 0.0
     config = tiny_config(data, room / "run")
-    while kills.total() < options.kills:
-        (kind,) = [options.only] if options.only else choose.choices(list(KINDS), list(KINDS.values()))
+    while kills.total() < wanted:
+        (kind,) = [only] if only else choose.choices(list(KINDS), list(KINDS.values()))
         at_operation = kind == "SIGKILL at a file operation"
         prepare = lambda: None  # noqa: E731
         if at_operation:
@@ -119,7 +121,7 @@ def main() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
                     kills[kind] += kind == WORKER
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        status = end_of_job(process)
         if kind == "SIGTERM":
             slowest = max(slowest, time.monotonic() - sent)
         codes[status] += 1
@@ -136,10 +138,8 @@ def main() -> None:
             wrong.append(f"run {runs}: {found[:5]}")
         runs += 1
         shutil.rmtree(config.output)
-    shutil.rmtree(room)
     report = {"kills": dict(kills), "runs compared": runs, "wrong": wrong, "exit codes": dict(codes)}
-    report |= {"killed": dict(phases), "slowest SIGTERM": round(slowest, 2), "seconds alone": round(length, 2)}
-    json.dump(report, sys.stdout)
+    return report | {"killed": dict(phases), "slowest SIGTERM": round(slowest, 2), "seconds alone": round(length, 2)}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from tiny_runs import black_picture
 from torch.distributed import TCPStore
 
 from models import distributed, progress, training
@@ -31,7 +31,7 @@ def prepare_process() -> None:
     """Of the process that jobs are forked from. Orphans of a launcher become its children, so that it sees their end;
     what is of no interest and costs more than the rest of a run is left out."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    training.save_comparison = lambda *_, **__: np.zeros((2, 2, 3), np.uint8)
+    training.save_comparison = black_picture
     progress.importlib.util.find_spec = lambda name: None
     distributed.MEETING = 5.0  # of a rank that is stopped before the watchdog runs
 
@@ -45,10 +45,14 @@ def start_job(config, ranks: int, log: Path, prepare: Callable[[int], None] = la
     launcher = os.fork()
     if launcher:
         return launcher
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Kept, so that nobody else is given its port before the store serves it.
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
     members: dict[int, int] = {}
+
+    def begin(rank: int) -> None:
+        listening.close()  # with the launcher its store is gone
+        prepare(rank)
 
     def hand_on(number, _frame) -> None:
         for process in members:
@@ -59,13 +63,14 @@ def start_job(config, ranks: int, log: Path, prepare: Callable[[int], None] = la
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-        members[_start_rank(config, place if ranks > 1 else {}, Path(f"{log}.{rank}"), lambda r=rank: prepare(r))] = (
-            rank
-        )
+        process = _start_rank(config, place if ranks > 1 else {}, Path(f"{log}.{rank}"), lambda r=rank: begin(r))
+        members[process] = rank
     signal.signal(signal.SIGTERM, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # After all forks: its threads may hold locks that a child would find held for ever.
-    store = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)  # noqa: F841 (as long as the launcher)
+    store = TCPStore(  # noqa: F841 (as long as the launcher)
+        "127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
     first, codes, asked = 0, {}, None
     while members:
         process, status = os.waitpid(-1, os.WNOHANG if asked else 0)
@@ -123,7 +128,8 @@ def descendants(process: int) -> list[int]:
 
 
 def end_of_job(launcher: int, timeout: float = 60.0) -> int:
-    """The launcher's exit code, when it and every rank, orphans too, have ended; TimeoutError if they do not."""
+    """The launcher's exit code, when it and every rank, orphans too, have ended. TimeoutError if they do not: then they
+    are killed."""
     deadline, code = time.monotonic() + timeout, None
     while True:
         try:
@@ -134,5 +140,9 @@ def end_of_job(launcher: int, timeout: float = 60.0) -> int:
             code = os.waitstatus_to_exitcode(status)
         if not process:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"job {launcher} did not end: {descendants(os.getpid())}")
+                left = descendants(os.getpid())
+                for each in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(each, signal.SIGKILL)
+                raise TimeoutError(f"job {launcher} did not end: {left}")
             time.sleep(0.01)

@@ -18,7 +18,7 @@ def shim(tmp_path_factory) -> Path:
     return built_library("faulty_files", tmp_path_factory.mktemp("shim"))
 
 
-def report_of(shim: Path, program: str, *arguments: str, timeout: float | None = None) -> dict:
+def report_of(shim: Path, program: str, *arguments: str, timeout: float) -> dict:
     environment = os.environ | {"LD_PRELOAD": str(shim), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / program), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -45,7 +45,7 @@ def test_every_file_operation_of_saving_and_removing(shim):
 
 def test_killed_runs_end_as_one_that_was_left_alone(shim):
     """Weights, optimiser, random numbers, metrics. `make soak` makes 10,000 kills."""
-    report = report_of(shim, "kill_runs.py", "--kills", str(KILLS))
+    report = report_of(shim, "kill_runs.py", "--kills", str(KILLS), timeout=120 + 2 * KILLS)
     print(json.dumps(report))
     assert report["wrong"] == []
     assert sum(report["kills"].values()) >= KILLS and len(report["kills"]) == 4

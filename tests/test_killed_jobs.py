@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kill_jobs import KINDS
+
 KILLS = int(os.environ.get("CASCADEOPS_JOB_KILLS", "8"))
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +22,7 @@ def test_killed_jobs_end_as_one_that_was_left_alone():
     print(done.stdout)
     assert report["wrong"] == []
     assert sum(report["kills"].values()) >= KILLS and report["runs compared"] >= 1
+    assert report["kills"].keys() == KINDS.keys() and report["named"] >= 1
     # A hung rank within 5 s beyond the timeout; but one that is stopped before it has met the others is left to the
     # launcher, which gives it 10 s.
     assert max(report["slowest"].values()) < 20

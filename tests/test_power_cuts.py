@@ -7,11 +7,10 @@ import os
 import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from power_cuts import Entry, Recorder, Rename, Sync, Truncate, Write, states, write_state
-from tiny_runs import VARYING, differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import VARYING, black_picture, differences, outcome, tiny_config, write_tiny_data
 
 from models import progress, training
 from models.checkpoints import newest_checkpoint, prune, write_checkpoint
@@ -120,7 +119,7 @@ def recorded(tmp_path_factory):
     room = tmp_path_factory.mktemp("run")
     config = tiny_config(write_tiny_data(room / "data"), room / "root" / "runs" / "mine")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+        patch.setattr(training, "save_comparison", black_picture)
         patch.setattr(progress.importlib.util, "find_spec", lambda name: None)  # TensorBoard's files are not ours
         (room / "root").mkdir()
         save = RunFolder.save
