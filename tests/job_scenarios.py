@@ -8,19 +8,23 @@ import dataclasses
 import gc
 import json
 import os
-import re
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from pycocotools import cocoeval  # noqa: F401 (imported here, once, and not in each rank)
-from small_jobs import descendants, end_of_job, prepare_process, start_job
+from small_jobs import children_of, end_of_job, prepare_process, start_job
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, training  # noqa: F401
+from models.checkpoints import checkpoint_folders
+from models.faster_rcnn import FasterRCNN
+from models.partial_results import PartialResults
+from models.recipes import TrainConfig
 from models.training_step import TrainingStep
 
 
@@ -53,102 +57,165 @@ def images_by_step(seen: Path) -> list[list[int]]:
     return [[image for step, _, images in lines if step == at for image in images] for at in steps]
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{condition} within {seconds} s")
+        time.sleep(0.002)
+
+
+class Scenarios:
+    """Runs in `room`, all with the settings `config`."""
+
+    def __init__(self, room: Path, config: TrainConfig) -> None:
+        self.room, self.config = room, config
+
+    def run(self, name: str, ranks: int, prepare=lambda rank: None, act=lambda job: None, **fields) -> dict:
+        """One life of the run `name`; `act(launcher)` is called beside it. "seconds": from `self.fault()` on."""
+        fault, codes = self.room / "fault", self.room / f"{name}.log.codes"
+        fault.unlink(missing_ok=True)
+        codes.unlink(missing_ok=True)
+        config = dataclasses.replace(self.config, output=self.room / name, **fields)
+        job = start_job(config, ranks, self.room / f"{name}.log", prepare)
+        act(job)
+        code = end_of_job(job)
+        found = {"code": code, "codes": json.loads(codes.read_text()) if codes.exists() else {}}
+        if fault.exists():
+            found["seconds"] = time.monotonic() - float(fault.read_text())
+        return found | {"logs": [(self.room / f"{name}.log.{rank}").read_text() for rank in range(ranks)]}
+
+    def fault(self) -> None:
+        """It happens now."""
+        (self.room / "fault").write_text(str(time.monotonic()))
+
+    def differences(self, name: str, other: str = "whole") -> list[str]:
+        return differences(outcome(self.room / name), outcome(self.room / other))
+
+    def continued(self, name: str, **fields) -> dict:
+        """The run goes on to its end, with two ranks."""
+        return {"continued": self.run(name, 2, **fields)["code"], "differences": self.differences(name)}
+
+    def checkpoints(self, name: str) -> list[str]:
+        return [path.name for path in checkpoint_folders(self.room / name / "checkpoints")]
+
+    def changing(self) -> dict:
+        """The images of each step, for a run of one rank and for one whose ranks become 2, 4 and 1 again."""
+        self.run("alone", 1, before_step(nothing, self.room / "alone.seen"))
+
+        def stops_after(last: int):
+            def action(rank: int, step: int, parts, detector) -> None:
+                if rank == 0 and step == last:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            return before_step(action, self.room / "changing.seen")
+
+        lives = ((1, 1), (2, 2), (4, 3), (1, 99))
+        codes = [self.run("changing", ranks, stops_after(last))["code"] for ranks, last in lives]
+        return {"codes": codes} | {name: images_by_step(self.room / f"{name}.seen") for name in ("alone", "changing")}
+
+    def stopped(self) -> dict:
+        def stopped(rank: int, step: int, parts, detector) -> None:
+            if (rank, step) == (1, 2):
+                self.fault()
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        found = self.run("stopped", 2, before_step(stopped), rank_timeout=5.0)
+        return found | self.continued("stopped", rank_timeout=5.0)
+
+    def nan(self) -> dict:
+        def not_finite(rank: int, step: int, parts, detector) -> None:
+            if (rank, step) == (1, 2):
+                (self.room / "nan images").write_text(json.dumps(parts[0].image_ids))
+                losses = detector.losses
+                detector.losses = lambda *arguments: {k: v * float("nan") for k, v in losses(*arguments).items()}
+
+        found = self.run("nan", 2, before_step(not_finite))
+        found["images"] = json.loads((self.room / "nan images").read_text())
+        found["replays"] = sorted(str(p.relative_to(self.room / "nan")) for p in self.room.glob("nan/replay/**/step-*"))
+        return found | {"checkpoints": self.checkpoints("nan")}
+
+    def memory(self) -> dict:
+        def out_of_memory(rank: int, step: int, parts, detector) -> None:
+            if (rank, step) == (1, 2):
+                detector.losses = lambda *_: torch.empty(1 << 60)
+
+        found = self.run("memory", 2, before_step(out_of_memory))
+        return found | {"checkpoints": self.checkpoints("memory")} | self.continued("memory")
+
+    def worker(self) -> dict:
+        def kill_a_worker(job: int) -> None:
+            wait_until(lambda: any(children_of(rank) for rank in children_of(job)))
+            worker = next(worker for rank in children_of(job) for worker in children_of(rank))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+        return self.run("worker", 2, act=kill_a_worker, workers=1) | {"differences": self.differences("worker")}
+
+    def launcher(self) -> dict:
+        def kill_the_launcher(job: int) -> None:
+            wait_until((self.room / "launcher/checkpoints/step-00000001").exists)
+            self.fault()
+            os.kill(job, signal.SIGKILL)
+
+        return self.run("launcher", 2, act=kill_the_launcher) | self.continued("launcher")
+
+    def evaluation(self) -> dict:
+        """One step, and an evaluation of two batches in each of two ranks; SIGTERM when each has done the first."""
+        data = write_tiny_data(self.room / "to evaluate", train=4, val=8)
+        detector = self.config.detector
+        detector = dataclasses.replace(detector, backbone=dataclasses.replace(detector.backbone, norm="frozen_batch"))
+        fields = {"data": data, "batch_size": 4, "epochs": 1, "detector": detector}
+
+        def count_passes(rank: int) -> None:
+            forward = FasterRCNN.forward
+
+            def counted(*arguments):
+                with open(self.room / "passes", "a") as file:
+                    print(rank, file=file)
+                return forward(*arguments)
+
+            FasterRCNN.forward = counted
+
+        def stop_behind_the_first_batch(rank: int) -> None:
+            count_passes(rank)
+            add = PartialResults.add
+
+            def add_and_wait(*arguments) -> None:
+                add(*arguments)
+                (self.room / f"first batch of {rank}").touch()
+                if rank == 0:
+                    wait_until((self.room / "first batch of 1").exists)
+                    os.kill(os.getppid(), signal.SIGTERM)  # the launcher hands it on
+                time.sleep(60)
+
+            PartialResults.add = add_and_wait
+
+        def passes() -> list[str]:
+            text = (self.room / "passes").read_text()
+            (self.room / "passes").unlink()
+            return sorted(text.split())
+
+        self.run("evaluated at once", 2, count_passes, **fields)
+        found = {"whole": passes()} | self.run("evaluated", 2, stop_behind_the_first_batch, **fields)
+        found |= {"first": passes(), "continued": self.run("evaluated", 2, count_passes, **fields)["code"]}
+        return found | {"second": passes(), "differences": self.differences("evaluated", "evaluated at once")}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     prepare_process()
-    room = Path(tempfile.mkdtemp())
-    data = write_tiny_data(room / "data", train=16)
-    config = tiny_config(data, room / "first", batch_size=8)
-    with contextlib.redirect_stdout(None):
-        training.train(config)  # what is slow the first time is done before any fork
-    gc.collect()
-    gc.freeze()
-    report: dict = {}
-
-    def run(name: str, ranks: int, prepare=lambda rank: None, act=None, **fields) -> dict:
-        """One life of the run `name`."""
-        job = start_job(dataclasses.replace(config, output=room / name, **fields), ranks, room / f"{name}.log", prepare)
-        start = time.monotonic()
-        if act is not None:
-            act(job)
-        code = end_of_job(job)
-        logs = [(room / f"{name}.log.{rank}").read_text() for rank in range(ranks)]
-        codes = Path(f"{room / name}.log.codes")
-        rank_codes = json.loads(codes.read_text()) if codes.exists() else {}
-        return {"code": code, "codes": rank_codes, "seconds": time.monotonic() - start, "logs": logs}
-
-    # The images of each step, for a run of one rank and for one whose ranks become 2, 4 and 1 again.
-    run("alone", 1, before_step(nothing, room / "alone.seen"))
-
-    def stops_after(last: int):
-        def action(rank: int, step: int, parts, detector) -> None:
-            if rank == 0 and step == last:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        return before_step(action, room / "changing.seen")
-
-    codes = [run("changing", ranks, stops_after(last))["code"] for ranks, last in ((1, 1), (2, 2), (4, 3), (1, 99))]
-    report["changing"] = {
-        "codes": codes,
-        "alone": images_by_step(room / "alone.seen"),
-        "changing": images_by_step(room / "changing.seen"),
-    }
-
-    whole = run("whole", 2)
-    report["whole"] = whole["code"]
-
-    def stopped(rank: int, step: int, parts, detector) -> None:
-        if (rank, step) == (1, 2) and not (room / "was stopped").exists():
-            (room / "was stopped").touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    report["stopped"] = run("stopped", 2, before_step(stopped), rank_timeout=5.0)
-    report["stopped"]["continued"] = run("stopped", 2, rank_timeout=5.0)["code"]
-    report["stopped"]["differences"] = differences(outcome(room / "stopped"), outcome(room / "whole"))
-
-    def not_finite(rank: int, step: int, parts, detector) -> None:
-        if (rank, step) == (1, 2):
-            (room / "nan images").write_text(json.dumps(parts[0].image_ids))
-            losses = detector.losses
-            detector.losses = lambda *arguments: {k: v * float("nan") for k, v in losses(*arguments).items()}
-
-    report["nan"] = run("nan", 2, before_step(not_finite))
-    report["nan"]["images"] = json.loads((room / "nan images").read_text())
-    report["nan"]["checkpoints"] = sorted(path.name for path in (room / "nan/checkpoints").iterdir())
-    report["nan"]["replays"] = sorted(str(p.relative_to(room / "nan")) for p in room.glob("nan/replay/**/step-*"))
-
-    def out_of_memory(rank: int, step: int, parts, detector) -> None:
-        if (rank, step) == (1, 2):
-            detector.losses = lambda *_: torch.empty(1 << 60)
-
-    report["memory"] = run("memory", 2, before_step(out_of_memory))
-
-    def kill_a_worker(job: int) -> None:
-        while True:
-            for process in descendants(job):
-                workers = descendants(process)
-                if workers and process in _ranks(job):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(workers[0], signal.SIGKILL)
-                    return
-            time.sleep(0.005)
-
-    report["worker"] = run("worker", 2, act=kill_a_worker, workers=1)
-    report["worker"]["differences"] = differences(outcome(room / "worker"), outcome(room / "whole"))
-
-    def kill_the_launcher(job: int) -> None:
-        while not (room / "launcher/checkpoints/step-00000001").exists():
-            time.sleep(0.002)
-        os.kill(job, signal.SIGKILL)
-
-    report["launcher"] = run("launcher", 2, act=kill_the_launcher)
-    report["launcher"]["continued"] = run("launcher", 2)["code"]
-    report["launcher"]["differences"] = differences(outcome(room / "launcher"), outcome(room / "whole"))
-    json.dump(report, sys.stdout)
-
-
-def _ranks(job: int) -> list[int]:
-    return [int(key) for key in re.findall(r"\d+", Path(f"/proc/{job}/task/{job}/children").read_text())]
+    with tempfile.TemporaryDirectory() as room:
+        data = write_tiny_data(Path(room, "data"), train=16)
+        config = tiny_config(data, Path(room, "first"), batch_size=8)
+        with contextlib.redirect_stdout(None):
+            training.train(config)  # what is slow the first time is done before any fork
+        gc.collect()
+        gc.freeze()
+        scenarios = Scenarios(Path(room), config)
+        assert scenarios.run("whole", 2)["code"] == 0
+        names = ("changing", "stopped", "nan", "memory", "worker", "launcher", "evaluation")
+        json.dump({name: getattr(scenarios, name)() for name in names}, sys.stdout)
 
 
 if __name__ == "__main__":
