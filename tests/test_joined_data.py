@@ -53,6 +53,30 @@ def test_masks_of_two_years(devkit):
     assert joined.objects(3)[0].tolist() == [[0, 0, 19, 9]]
 
 
+@pytest.mark.parametrize("names", [("img_a", "img_b", "img_c"), ("1_0", "10", "9"), ("sub/a", "sub/b", "c")], ids=str)
+def test_parts_of_a_voc_folder_whose_names_are_no_numbers(tmp_path, names):
+    flat = [name.removeprefix("sub/") for name in names]
+    folder = write_voc(tmp_path, objects_of=dict.fromkeys(flat, OF_2007["000005"]))
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (folder / kind / "sub").mkdir()
+        for name, stem in zip(names, flat, strict=True):
+            (folder / kind / f"{stem}.{suffix}").rename(folder / kind / f"{name}.{suffix}")
+    lists = {"train": names[1:2], "val": names[:1], "test": names[2:], "twice": names[:1] * 2, "none": ("gone",)}
+    for split, listed in lists.items():
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(listed))
+    joined = open_dataset(folder, "train+val+test", boxes_only=True)
+    infos = [joined.image_info(i) for i in range(3)]
+    assert [info.file_name for info in infos] == [f"{names[i]}.jpg" for i in (1, 0, 2)]
+    alone = [VocDataset(folder, split, boxes_only=True).image_info(0).image_id for split in ("train", "val", "test")]
+    assert [info.image_id for info in infos] == alone and len(set(alone)) == 3
+    with pytest.raises(DataError, match="share images"):
+        open_dataset(folder, "train+train", boxes_only=True)
+    with pytest.raises(DataError, match="an id is used twice"):
+        VocDataset(folder, "twice", boxes_only=True)
+    with pytest.raises(DataError, match=r"cannot be read\n.*gone.xml"):
+        VocDataset(folder, "none", boxes_only=True)
+
+
 def test_the_usual_recipe_of_voc_trains_on_both_years(devkit, tmp_path):
     recipe = presets("faster_rcnn")["voc"]
     assert (recipe.train_split, recipe.val_split) == ("trainval2007+trainval2012", "test2007")

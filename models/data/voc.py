@@ -182,22 +182,22 @@ def _content(
     folder: Path, image_set: Path, boxes_only: bool, fault: Callable[[str, UserError], None] | None = None
 ) -> dict:
     """The images that `image_set` lists, in COCO's form. One that cannot be used is an error, or goes to `fault`."""
-    category_of = _categories(folder)
-    names = listed_names(image_set)
-    by_number = all(re.fullmatch(r"_*\d[\d_]{0,17}", name) for name in names)
+    category_of, id_of = _categories(folder), _image_ids(folder / "Annotations")
     images, annotations = [], []
-    for position, name in enumerate(names, 1):
-        # VOC's own names are numbers; its COCO-style files take them as ids, too: 2007_000027 is 2007000027
-        image_id = int(name.replace("_", "")) if by_number else position
+    for name in listed_names(image_set):
         try:
             file = read_voc_file(path_inside(folder / "Annotations", f"{name}.xml"))
             masks = None if boxes_only else _instance_masks(folder, name, file)
             objects = [_object(thing, category_of, f"{folder}/Annotations/{name}.xml") for thing in file.objects]
+            if name not in id_of:
+                why = f"it lists {name!r}, which leads to an XML file of another name, or through a link"
+                raise DataError("a list names an image in another way than its XML file", where=image_set, why=why)
         except UserError as error:
             if fault is None:
                 raise
             fault(name, error)
             continue
+        image_id = id_of[name]
         images.append({"id": image_id, "file_name": f"{name}.jpg", "height": file.height, "width": file.width})
         for number, entry in enumerate(objects):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "number": number, **entry})
@@ -209,6 +209,19 @@ def _content(
                 }
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _image_ids(annotations: Path) -> dict[str, int]:
+    """By name, of all images of a folder, so that an image has the same id in each list.
+
+    VOC's own names are numbers, which its COCO-style files take as ids, too: 2007_000027 is 2007000027. Names of which
+    one is none, or two are the same, count by their order.
+    """
+    names = sorted(path.relative_to(annotations).with_suffix("").as_posix() for path in annotations.glob("**/*.xml"))
+    numbers = {int(name.replace("_", "")) for name in names if re.fullmatch(r"_*\d[\d_]{0,17}", name)}
+    if len(numbers) == len(names):
+        return {name: int(name.replace("_", "")) for name in names}
+    return {name: number for number, name in enumerate(names, 1)}
 
 
 def listed_names(image_set: Path) -> list[str]:
