@@ -10,17 +10,17 @@ SHARE, AT_LEAST = 1000, 10
 
 
 class BadImages:
-    """Notes them in OUTPUT/bad_images.txt, one a line, which a resumed run goes on with.
+    """Notes them in OUTPUT/bad_images.txt, one a line, which a resumed run goes on with, and all processes of a job.
 
     Args:
-        images: how many there are to train on.
+        images: how many there are to train on, in all processes.
         tell: called with a line for a person.
     """
 
     def __init__(self, output: Path, images: int, tell: Callable[[str], None]) -> None:
         self._path, self._tell = output / "bad_images.txt", tell
         self._most = max(AT_LEAST, images // SHARE)
-        self._known = set(self._path.read_text(encoding="utf-8").splitlines()) if self._path.exists() else set()
+        self._known = self._noted()
 
     def note(self, broken: Iterable[str]) -> None:
         """Raises DataError when there are too many."""
@@ -28,9 +28,9 @@ class BadImages:
             line = " ".join(text.splitlines())
             if line in self._known:
                 continue
-            self._known.add(line)
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+            self._known = self._noted()
             self._tell(f"bad image {len(self._known)}, another takes its place: {line}")
         if len(self._known) > self._most:
             raise DataError(
@@ -39,3 +39,6 @@ class BadImages:
                 why=f"{len(self._known)} of them, more than {self._most}",
                 fix="mend the data set: the file names what is wrong",
             )
+
+    def _noted(self) -> set[str]:
+        return set(self._path.read_text(encoding="utf-8").splitlines()) if self._path.exists() else set()

@@ -47,8 +47,10 @@ def build_detector(
     if arch in PUBLISHED_ROWS:
         recipe = PUBLISHED_ROWS[arch].recipe
         arch, config = recipe.arch, recipe.detector
-        if backbone is not None or dcn:
-            config = dataclasses.replace(config, backbone=backbone_config(backbone or "resnet50", dcn))
+        if backbone is not None:
+            config = dataclasses.replace(config, backbone=backbone_config(backbone, dcn))
+        elif dcn:
+            config = dataclasses.replace(config, backbone=deformable(config.backbone, arch))
     else:
         config = DETECTOR_CONFIGS[known("architecture", arch, DETECTORS)](backbone_config(backbone or "resnet50", dcn))
     if semantic is not None:
@@ -62,11 +64,16 @@ def build_detector(
 def backbone_config(name: str, dcn: bool = False) -> BackboneConfig:
     """The backbone of a name in `models.config_backbones.BACKBONES`; UsageError names the nearest ones."""
     config = BACKBONES[known("backbone", name, BACKBONES)]
-    if dcn and config.block == "basic":
+    return deformable(config, name) if dcn else config
+
+
+def deformable(config: BackboneConfig, name: str) -> BackboneConfig:
+    """With deformable convolutions; UsageError where the backbone called `name` has no bottleneck blocks."""
+    if config.block == "basic":
         raise UsageError(
             f"{name} has no deformable form", why="dcn is for bottleneck blocks", fix="take resnet50, or another one"
         )
-    return with_deformable(config) if dcn else config
+    return with_deformable(config)
 
 
 def build_from_config(arch: str, config) -> torch.nn.Module:

@@ -172,6 +172,9 @@ def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:
 
     Returns:
         The detector in eval mode, and {"arch", "class_names", "category_ids", "extra"}.
+
+    Raises:
+        DataError: no such file, not one of ours, damaged, or its weights do not fit its configuration.
     """
     contents = read_contents(path)
     metadata = contents.metadata or {}

@@ -11,6 +11,7 @@ no byte that was not written: one flipped bit is damage, and the next older chec
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -33,6 +34,10 @@ TENSORS, MANIFEST, MANIFEST_SUM = "tensors.safetensors", "manifest.json", "manif
 
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a manifest raises that is not as it was written."""
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.EIO)
+"""What the system says of a file that is not as it was written, or whose disk has lost it. Anything else may pass: a
+network that is slow, too many open files."""
 
 MAX_MANIFEST = 64 << 20
 """Bytes of a manifest; one of a large detector's training has half a megabyte."""
@@ -78,7 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DataError: it is damaged, and where. UsageError: another version of CascadeOps wrote it.
-        MachineError: the system does not let it be read.
+        MachineError: the system does not let it be read, now.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -102,9 +107,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 path, f"{TENSORS}: {len(wrong)} of {len(found)} tensors are not as written, first {wrong[0]}"
             )
         return Checkpoint(int(manifest["step"]), tensors, dict(manifest["facts"]))
-    except PermissionError as error:
-        raise MachineError("the checkpoint cannot be read", where=error.filename, why=error.strerror) from error
-    except (OSError, SafetensorError, *DAMAGE) as error:
+    except OSError as error:
+        if error.errno not in GONE:
+            raise MachineError("the checkpoint cannot be read", error.filename or path, error.strerror) from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    except (SafetensorError, *DAMAGE) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
 

@@ -101,6 +101,18 @@ def given_value(name: str, arguments: Sequence[str]) -> str | None:
     return found
 
 
+def given_switch(name: str, arguments: Sequence[str]) -> bool:
+    """Whether raw `arguments` turn an option on that is off by default, in any spelling; the last one decides."""
+    on = False
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        bare = key.lstrip("-").replace("-", "_")
+        if bare in (name, f"no_{name}") and (equals or key.startswith("--")):
+            on = SWITCH_WORDS.get(value.lower(), False) if equals else True
+            on = on != (bare != name)
+    return on
+
+
 def print_error(error: UserError) -> None:
     """Writes the message to stderr: the fault in red where there are colours; long lines stay whole, to be copied."""
     first, *rest = str(error).split("\n")

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command_line import given_value
+from .command_line import given_switch, given_value
 from .config import DETECTOR_CONFIGS
 from .errors import DataError, UsageError
 from .files import read_bytes
@@ -98,7 +98,7 @@ def starting_points(arguments: Sequence[str]) -> dict[str, TrainConfig]:
         return {preset: read_config(Path(preset))}
     presets = presets_for(preset, given_value("arch", arguments))
     own = Path(given_value("output", arguments) or next(iter(presets.values())).output) / "config.json"
-    if preset is None and {"--resume", "resume=true", "--resume=true"} & set(arguments) and own.is_file():
+    if preset is None and given_switch("resume", arguments) and own.is_file():
         return {str(own): read_config(own)}
     return presets
 

@@ -51,20 +51,21 @@ class World:
 
 
 def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
-    """Raises UsageError where the launcher's variables are incomplete or contradict each other."""
+    """Raises MachineError where the launcher's variables are incomplete or contradict each other: of this process
+    alone, perhaps."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return World()
     fix = "torchrun --nproc-per-node=N -m models.train ... sets all of them"
     missing = [name for name in VARIABLES if name not in environment]
     if missing:
-        raise UsageError("the environment of a job is incomplete", ", ".join(missing), "not set", fix)
+        raise MachineError("the environment of a job is incomplete", ", ".join(missing), "not set", fix)
     try:
         rank, size, local_rank, local_size = (int(environment[name]) for name in VARIABLES[:4])
     except ValueError as error:
-        raise UsageError("the environment of a job holds no numbers", ", ".join(VARIABLES[:4]), error, fix) from error
+        raise MachineError("the environment of a job holds no numbers", ", ".join(VARIABLES[:4]), error, fix) from error
     if not (0 <= local_rank < local_size <= size and local_rank <= rank < size):
         why = f"rank {rank} of {size}, on its machine {local_rank} of {local_size}"
-        raise UsageError("the environment of a job contradicts itself", ", ".join(VARIABLES[:4]), why, fix)
+        raise MachineError("the environment of a job contradicts itself", ", ".join(VARIABLES[:4]), why, fix)
     return World(rank, size, local_rank, local_size)
 
 
@@ -103,8 +104,7 @@ def joined(world: World, device: torch.device, timeout: float) -> Iterator[dist.
         yield None
         return
     on_gpu = device.type == "cuda"
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun
-    store = _connect(serve=world.main and not served)
+    store = _connect(serve=world.main and not _agent_serves())
     start = _agreed_name(store, world)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -186,6 +186,27 @@ def number_of_ranks() -> int:
 
 def rank_of_this_process() -> int:
     return dist.get_rank() if together() else 0
+
+
+def note_for_restarts(what: str) -> None:
+    """Remembered by torchrun's store, as long as torchrun lives, for when it starts the job again."""
+    if _agent_serves():
+        _connect(serve=False).set(f"noted/{what}", "")
+
+
+def noted_before_restart(what: str) -> bool:
+    return _agent_serves() and _connect(serve=False).check([f"noted/{what}"])
+
+
+def _agent_serves() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def share_buffers(module: torch.nn.Module) -> None:
+    """The main process's statistics of batch norms, in all of them."""
+    if together():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

@@ -146,8 +146,8 @@ def make_folder(path: str | os.PathLike, option: str = "--output") -> Path:
         UsageError: a part of the path is a file. MachineError: the system refused.
     """
     folder = Path(path)
-    made = [part for part in folder.parents if not part.exists()]
     try:
+        made = [part for part in folder.parents if not part.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for part in (folder, *made):
             with contextlib.suppress(PermissionError):  # one may write where one may not read, and so not sync
@@ -204,10 +204,10 @@ def _write_error(target: Path, code: int | None) -> MachineError:
     why = os.strerror(code) if code else "the system gave no reason"
     fix = f"check that you may write there: ls -ld {target.parent}"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-        folder = next((part for part in (target.parent, *target.parents) if part.is_dir()), Path("/"))
+        folder = next((part for part in (target.parent, *target.parents) if os.path.isdir(part)), Path("/"))
         why += f" ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free in {folder})"
         fix = "free some space, or write somewhere else"
     if code in (errno.EMFILE, errno.ENFILE):
         fix = "ulimit -n 4096 allows more; fewer --workers need less"
-    kept = "; the old file is kept as it was" if target.is_file() else ""
+    kept = "; the old file is kept as it was" if os.path.isfile(target) else ""
     return MachineError(f"cannot write the file{kept}", where=target, why=why, fix=fix)

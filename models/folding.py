@@ -26,7 +26,7 @@ def folded(module: nn.Module) -> nn.Module:
     for parent in list(module.modules()):
         for conv_parent, conv_name, norm_parent, norm_name in list(_neighbours(parent)):
             conv, norm = getattr(conv_parent, conv_name), getattr(norm_parent, norm_name)
-            if isinstance(conv, nn.Conv2d | DeformableConv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if isinstance(conv, nn.Conv2d | DeformableConv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(conv_parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(norm_parent, norm_name, nn.Identity())
     return module

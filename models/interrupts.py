@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -70,5 +71,6 @@ class StopSignals:
         if self._at_once or self.asked is not None:
             raise Interrupted(number, f"stopped by {name}")
         self.asked, self._asked_at = number, time.monotonic()
-        # Not print(): the program may be in the middle of one.
-        os.write(sys.__stderr__.fileno(), f"{name}: saving after this step; once more ends at once\n".encode())
+        # Not print(): the program may be in the middle of one. Who reads it may have ended: Ctrl-C in `... | tee log`.
+        with contextlib.suppress(OSError):
+            os.write(sys.__stderr__.fileno(), f"{name}: saving after this step; once more ends at once\n".encode())

@@ -38,10 +38,11 @@ def make_optimizer(config: TrainConfig, detector: torch.nn.Module) -> torch.opti
 
 
 def learning_rate(config: TrainConfig, iteration: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a tenth less at each decay epoch."""
+    """Linear warm-up, then a tenth of it from each decay epoch on."""
     decays = sum(iteration >= epoch * steps_per_epoch for epoch in config.decay_epochs)
     start = config.warmup_start
-    warmup = min(1.0, start + (1 - start) * iteration / max(config.warmup_iterations, 1))
+    warming = iteration < config.warmup_iterations
+    warmup = start + (1 - start) * iteration / config.warmup_iterations if warming else 1.0
     return config.optimizer.lr * warmup * 0.1**decays
 
 

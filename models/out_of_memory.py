@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from .data.batch import Batch
+from .data.transforms import padded_size
 from .errors import MachineError
 
 
 @contextlib.contextmanager
 def explained_memory(step: int, batch: Batch, parts: int, detector: torch.nn.Module, optimizer) -> Iterator[None]:
-    """Turns running out of memory, on the device or the host, into a MachineError. No weight has changed then.
+    """Turns running out of memory, on the device or the host, into a MachineError. The run ends with it: nothing that
+    was half done is saved.
 
     parts: batches that this process takes its images of a step in.
     """
@@ -27,19 +29,19 @@ def explained_memory(step: int, batch: Batch, parts: int, detector: torch.nn.Mod
         asked = _asked_for(error)
         if asked is None:
             raise
-        device = batch.images.device
+        device = batch.image_sizes.device
         parameters = list(detector.parameters())
+        count, (height, width) = len(batch.image_ids), padded_size(*batch.image_sizes.amax(0).tolist())
         states = (value for entries in optimizer.state.values() for value in entries.values())
         used = {
             "weights": _gib(parameters),
             "gradients": _gib(parameter for parameter in parameters if parameter.requires_grad),
             "momentum": _gib(value for value in states if isinstance(value, Tensor)),
-            "images": _gib([batch.images]),
+            "images": count * 3 * height * width * 4 / 2**30,
         }
         peak, total = _peak_and_total(device)
         used["activations and the rest"] = max(peak - sum(used.values()), 0.0)
         sums = " + ".join(f"{name} {size:.2f}" for name, size in used.items())
-        count, _, height, width = batch.images.shape
         smaller = f"--accumulate {2 * parts}, " if count % 2 == 0 else "a smaller --batch-size, " if count > 1 else ""
         raise MachineError(
             f"out of memory at step {step}",
@@ -52,7 +54,7 @@ def explained_memory(step: int, batch: Batch, parts: int, detector: torch.nn.Mod
 
 
 def _asked_for(error: BaseException) -> str | None:
-    """ ", and 0.25 GiB were asked for"; None if `error` is of another kind."""
+    """ ", and 0.25 GiB more were asked for"; None if `error` is of another kind."""
     text = str(error)
     if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text):
         return None

@@ -6,7 +6,7 @@ This module is the program only. The function `models.predict` lives in models/i
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,10 +192,12 @@ def _write(folder: Path, predictor: Predictor, paths: Sequence[Path], shares: li
 
 def picture_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A file name for the picture of each image; images of one stem (a/1.jpg, b/1.png) are numbered."""
-    names, uses = {}, Counter()
-    for path in paths:
-        uses[path.stem] += 1
-        names[path] = f"{path.stem}{'' if uses[path.stem] == 1 else f'-{uses[path.stem]}'}_detections.jpg"
+    names, taken = {}, set()
+    for path in dict.fromkeys(paths):
+        stems = itertools.chain([path.stem], (f"{path.stem}-{number}" for number in itertools.count(2)))
+        stem = next(stem for stem in stems if stem not in taken)
+        taken.add(stem)
+        names[path] = f"{stem}_detections.jpg"
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -38,8 +39,9 @@ def children() -> list[dict[str, object]]:
     """The identities of the processes that this one has started, such as a loader's workers."""
     here, found = identity(), []
     for tasks in Path("/proc/self/task").glob("*/children"):
-        for number in map(int, tasks.read_text().split()):
-            found.append(here | {"pid": number, "started": "".join(_fields(number)[19:20])})
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            for number in map(int, tasks.read_text().split()):
+                found.append(here | {"pid": number, "started": "".join(_fields(number)[19:20])})
     return found
 
 
@@ -51,7 +53,8 @@ def kill_with_stacks(process: dict[str, object]) -> None:
         if state in (None, "dead"):
             return
         if number == signal.SIGKILL or "stopped" not in state:
-            os.kill(process["pid"], number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process["pid"], number)
             time.sleep(pause)
 
 

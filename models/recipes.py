@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +30,9 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.lr <= 0:
             raise ValueError(f"optimizer.lr must be positive, got {self.lr}")
+        for name in ("momentum", "weight_decay", "bias_lr", "bias_weight_decay", "clip_gradient_norm"):
+            if (getattr(self, name) or 0.0) < 0:
+                raise ValueError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,14 @@ class TrainConfig:
 
     def __post_init__(self):
         ones = ("epochs", "batch_size", "accumulate", "base_batch_size", "log_every", "checkpoint_every")
-        least = dict.fromkeys((*ones, "keep_checkpoints"), 1) | {"checkpoint_every_steps": 0, "repeat_every": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        ones += ("keep_checkpoints", "max_iterations", "max_evaluation_images")
+        zeros = ("checkpoint_every_steps", "repeat_every", "workers", "evaluate_every", "warmup_iterations")
+        for name, least in (dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0)).items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if wrong := next(_not_finite(self), None):
+            raise ValueError(f"{wrong[0]} must be a finite number, got {wrong[1]}")
         if self.short_sides is not None and not 0 < self.short_sides[0] <= self.short_sides[1]:
             raise ValueError(f"short_sides must be (least, most) pixels above 0, got {self.short_sides}")
         if not 0 <= self.ema_decay < 1:
@@ -152,6 +161,17 @@ class TrainConfig:
             raise ValueError(f"checkpoint_activations: {self.detector.backbone.norm} norms would count a batch twice")
         if self.weights and self.backbone_weights:
             raise ValueError("weights and backbone_weights exclude each other")
+
+
+def _not_finite(config: object, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted name, value) of the numbers in a configuration that are NaN or infinite, which JSON does not hold."""
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from _not_finite(value, f"{prefix}{entry.name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                yield prefix + entry.name, number
 
 
 def small(arch: str) -> TrainConfig:

@@ -5,8 +5,9 @@ python -m models.replay runs/mine/replay/step-00001234
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,23 +64,52 @@ def check_finite(
         return
     from .distributed import gather
 
-    image_ids = [image_id for batch in parts for image_id in batch.image_ids]
-    mine = f"images {image_ids}" if world.size == 1 else f"rank {world.rank}, images {image_ids}"
+    mine = _whose(world, parts)
     # Where only the norm of the gradient is at fault, nobody knows whose images it came from.
     blamed = world.size == 1 or bool(_not_finite(own)) or bad[0].startswith("gradient_norm")
     look = _write_replays(config, output, world, step, bad, detector, parts) if blamed else ""
     found = gather([mine, look] if blamed else None)
     where, looks = zip(*filter(None, found or [[mine, look]]), strict=True)
-    error = DataError(
-        "training has diverged: a loss or the gradient is no longer finite",
-        where="; ".join([f"step {step}, {where[0]}", *where[1:]]),
-        why=", ".join(bad),
-        fix="\n".join(filter(None, looks)) + ";\n"
-        "a smaller --optimizer.lr, longer --warmup-iterations, or --optimizer.clip-gradient-norm 10 may avoid it;\n"
-        "the weights were not touched, and the last checkpoint is intact",
+    error = diverged(
+        "a loss or the gradient is", "; ".join([f"step {step}, {where[0]}", *where[1:]]), bad, filter(None, looks)
     )
     error.told_by_another = not world.main
     raise error
+
+
+@contextlib.contextmanager
+def explained_divergence(
+    config: TrainConfig, output: Path, world: World, step: int, detector: torch.nn.Module, parts: Sequence[Batch]
+) -> Iterator[None]:
+    """Turns what an operator says of NaN in the middle of a step into the DataError of `check_finite`, with a replay:
+    the step before may have had a finite loss and a finite gradient, and weights out of float32's range behind it."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        weights = [name for name, value in detector.named_parameters() if not value.isfinite().all()]
+        if not weights and "NaN" not in str(error):
+            raise
+        bad = [f"{weights[0]} and {len(weights) - 1} more are not finite"] if weights else [str(error).splitlines()[0]]
+        look = _write_replays(config, output, world, step, bad, detector, parts)
+        what = "the weights are" if weights else "a value is"
+        raise diverged(what, f"step {step}, {_whose(world, parts)}", bad, [look]) from error
+
+
+def _whose(world: World, parts: Sequence[Batch]) -> str:
+    images = f"images {[image_id for batch in parts for image_id in batch.image_ids]}"
+    return images if world.size == 1 else f"rank {world.rank}, {images}"
+
+
+def diverged(what: str, where: str, why: Iterable[str], looks: Iterable[str] = ()) -> DataError:
+    """looks: commands that show where it comes from."""
+    return DataError(
+        f"training has diverged: {what} no longer finite",
+        where=where,
+        why=", ".join(why),
+        fix="".join(f"{look}\n" for look in looks)
+        + "a smaller --optimizer.lr, longer --warmup-iterations, or --optimizer.clip-gradient-norm 10 may avoid it;\n"
+        "the last checkpoint is of before, and intact",
+    )
 
 
 def _not_finite(values: dict[str, Tensor]) -> list[str]:

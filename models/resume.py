@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from .errors import DataError, MachineError, UsageError
 from .files import write_json
 from .loss_window import LossWindow
 from .recipes import TrainConfig
+from .replay import diverged
 from .run_folder import owned_folder
 from .silent_faults import bits_of, check_same_weights
 from .starts import versions
 
 MOST_FAILED_SAVES = 3
 """In a row; a run that can no longer save is told to stop."""
-PARTS = {"config", "data", "optimizer_groups", "sampler", "scaler", "versions", "window"}
+PARTS = {"config", "counts", "data", "optimizer_groups", "sampler", "scaler", "versions", "window"}
 """That a checkpoint has beside its tensors."""
 STATE = ("detector", "optimizer", "averaged", "random", "window")
 """What its tensors belong to."""
@@ -61,6 +63,7 @@ class TrainingState:
             tensors |= {name: torch.tensor(numbers, dtype=torch.uint8) for name, numbers in names.items()}
         tensors |= {f"window/{name}": value for name, value in self.window.sums.items()}
         facts = {
+            "counts": _counts(tensors),
             "optimizer_groups": optimizer["param_groups"],
             "scaler": self.scaler.state_dict(),
             "window": {"steps": self.window.steps},
@@ -79,6 +82,9 @@ class TrainingState:
         """Raises DataError if a part is missing or belongs to something else."""
         _, tensors, facts = checkpoint
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in STATE}
+        if _counts(tensors) != facts["counts"]:
+            why = f"it has {_counts(tensors)} tensors, and was made of {facts['counts']}"
+            raise DataError("the checkpoint lacks a part", why=why)
         try:
             for name, value in tensors.items():
                 part, _, rest = name.partition("/")
@@ -196,6 +202,7 @@ class RunFolder:
         if step == self._saved_step:
             return
         tensors, facts = state.capture()
+        check_finite_weights(step, tensors)
         if together():
             check_same_weights(step, bits_of(state.common(tensors)))
         facts |= {"config": self._settings, "data": self._data, "sampler": position, "versions": versions()}
@@ -232,6 +239,24 @@ class RunFolder:
         if before != self._data:
             why = f"{before['images']} training images then, {self._data['images']} now, or others, in another order"
             raise DataError("these are not the data that the run was started with", where=self._where, why=why)
+
+
+def check_finite_weights(step: int, tensors: dict[str, Tensor]) -> None:
+    """Raises DataError: a checkpoint of them would take the place of the last one that is of use."""
+    # Not the window: in float16 the gradient's norm may be infinite, in a step that is left out.
+    weights = ("detector/", "optimizer/", "averaged/")
+    numbers = {n: value for n, value in tensors.items() if n.startswith(weights) and value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in numbers.values()]).tolist()
+    bad = [name for name, good in zip(numbers, finite, strict=True) if not good]
+    if bad:
+        error = diverged("the weights are", f"step {step}", [f"{bad[0]} and {len(bad) - 1} more are not finite"])
+        error.told_by_another = rank_of_this_process() > 0
+        raise error
+
+
+def _counts(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """How many belong to each part. Not every weight has a momentum: some ablations leave weights out of all losses."""
+    return dict(Counter(name.partition("/")[0] for name in tensors))
 
 
 def _random_state(device: torch.device) -> dict[str, list[int]]:

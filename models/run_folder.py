@@ -23,7 +23,7 @@ def owned_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         UsageError: another run owns it; says which process on which machine.
-            MachineError: the file system has no locks.
+        MachineError: the file system has no locks.
     """
     path = Path(os.path.realpath(folder)) / "owner.lock"
     if str(path) in _OWNED:

@@ -28,9 +28,12 @@ from .distributed import (
     first_on_its_machine,
     joined,
     max_over_ranks,
+    note_for_restarts,
+    noted_before_restart,
     on_main,
     own_device,
     share,
+    share_buffers,
     world_from_environment,
 )
 from .errors import UsageError
@@ -61,7 +64,9 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
             the folder `config.data`. Their classes must be the same.
 
     Raises:
-        DataError: the data, the weights or the checkpoint cannot be used. UsageError: the folder holds another run.
+        DataError: the data, the weights or the checkpoint cannot be used; or training has diverged.
+        UsageError: the folder holds another run, or the settings do not fit together.
+        MachineError: no such device, out of memory, a disk that stays full, processes that do not meet.
     """
     world = world_from_environment()
     parts = world.size * config.accumulate
@@ -128,10 +133,19 @@ def train_together(
         iteration = run.first_step
         if run.checkpoint is not None:
             state.restore(run.checkpoint)
+            run.checkpoint = None  # its memory is free for the run
+        if iteration > total:
+            raise UsageError(
+                "the run is longer already",
+                where=f"--max-iterations {config.max_iterations}",
+                why=f"{iteration} steps are made",
+                fix="a larger number, or none",
+            )
         make_step = TrainingStep(config, output, state, world, amp_dtype, watchdog.note)
         log = MetricsLog(output, resume_step=iteration if config.resume else None) if world.main else None
-        bad_images = BadImages(output, len(train_set) // world.size, progress.print if world.main else print)
+        bad_images = BadImages(output, len(train_set), progress.print if world.main else print)
         if world.main:
+            note_for_restarts(str(output.resolve()))
             note_start(output, device, iteration, train_set, val_set)
             describe_run(config, detector, train_set, val_set, device, world, total, iteration)
         while True:
@@ -142,6 +156,7 @@ def train_together(
                 stop.at_once()
                 start = time.monotonic()
                 note = functools.partial(watchdog.note, iteration)
+                share_buffers(state.result)  # which learned from the images of each process, and are saved from one
                 evaluate(config, state.result, val_set, output, log, iteration, progress, world, note)
                 note("evaluating" if world.main else "waiting")
                 window.leave_out(time.monotonic() - start)
@@ -159,7 +174,6 @@ def train_together(
                 for batch in parts:
                     bad_images.note(batch.broken)
                 rate = learning_rate(config, iteration, steps_per_epoch)
-                parts = [batch.to(device).prepared() for batch in parts]
                 values, must_stop = make_step(iteration + 1, rate, parts, stop)
                 iteration += 1
                 window.add(values, images=config.batch_size)
@@ -287,7 +301,7 @@ def is_continued(config: TrainConfig) -> bool:
     """Whether there is a run to go on with: --resume, or torchrun has started the job again, after a process of it had
     ended. (Of several machines, it tells only those of that process.)"""
     restarts = max_over_ranks(float(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-    return on_main(lambda: config.resume or (restarts > 0 and (config.output / "config.json").exists()))
+    return on_main(lambda: config.resume or (restarts > 0 and noted_before_restart(str(Path(config.output).resolve()))))
 
 
 def evaluate(

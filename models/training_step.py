@@ -20,7 +20,7 @@ from .interrupts import StopSignals
 from .matching import luck_of_images
 from .out_of_memory import explained_memory
 from .recipes import TrainConfig
-from .replay import check_finite
+from .replay import check_finite, explained_divergence
 from .resume import TrainingState
 from .silent_faults import bits_of, check_repeated
 
@@ -45,6 +45,7 @@ class TrainingStep:
     ) -> None:
         self.config, self.output, self.state, self.world, self.amp_dtype = config, output, state, world, amp_dtype
         self._note, self._first = note, True
+        self.device = state.device
         self.parameters = [parameter for parameter in state.detector.parameters() if parameter.requires_grad]
         self._losses = _Losses(state.detector)
         if world.size > 1:
@@ -55,7 +56,7 @@ class TrainingStep:
 
         Args:
             rate: learning rate.
-            parts: batches that the images come in, on the device.
+            parts: batches that the images come in, from the loader.
             stop: whether this process has been asked to stop.
 
         Returns:
@@ -64,11 +65,13 @@ class TrainingStep:
 
         Raises:
             DataError: a loss or the gradient is not finite, in whichever process. No weight has changed then.
-            MachineError: out of memory, or a step that is computed twice has two results; likewise.
+            MachineError: out of memory; or a step that is computed twice has two results.
         """
         state, optimizer = self.state, self.state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = rate * group["multiple"]
+        with self._memory(step, parts[0], parts):
+            parts = [batch.to(self.device).prepared() for batch in parts]
         twice = self.config.repeat_every > 0 and step % self.config.repeat_every == 0
         values = self._repeated(step, parts) if twice else self._gradients(step, parts)
         state.scaler.unscale_(optimizer)
@@ -82,7 +85,8 @@ class TrainingStep:
         norms = {} if self.amp_dtype is torch.float16 else {"gradient_norm": norm}
         check_finite(self.config, self.output, self.world, step, values | norms, own, state.detector, parts)
         self._note(step, "updating")
-        state.scaler.step(optimizer)
+        with self._memory(step, parts[0], parts):  # of the first step: the momentum
+            state.scaler.step(optimizer)
         state.scaler.update()
         if state.averaged is not None:
             state.averaged.update_parameters(state.detector)
@@ -92,16 +96,17 @@ class TrainingStep:
 
     def _gradients(self, step: int, parts: Sequence[Batch]) -> dict[str, Tensor]:
         """The losses of this process's images; the gradients are then those of all processes."""
-        state, optimizer = self.state, self.state.optimizer
+        state = self.state
         # The first step chooses and compiles kernels, forward and backward, and may take minutes.
         forward, backward = ("first step", "first step") if self._first else ("forward", "backward")
         self._first = False
-        optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
+        state.optimizer.zero_grad(set_to_none=True)  # now, not after the losses: their memory is free for activations
         values: dict[str, Tensor] = {}
         for index, batch in enumerate(parts):
             self._note(step, forward)
             with (
-                explained_memory(step, batch, len(parts), state.detector, optimizer),
+                self._memory(step, batch, parts),
+                explained_divergence(self.config, self.output, self.world, step, state.detector, parts),
                 self._reducing(batch is parts[-1]),
             ):
                 losses = self._part_losses(step, index, len(parts), batch)
@@ -115,8 +120,7 @@ class TrainingStep:
         """`_gradients`, computed twice from the same weights, buffers and random numbers, and compared."""
         detector = self.state.detector
         before = [buffer.clone() for buffer in detector.buffers()]
-        device = next(detector.parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             once = self._results(self._gradients(step, parts))
         for buffer, value in zip(detector.buffers(), before, strict=True):
             buffer.copy_(value)
@@ -138,6 +142,9 @@ class TrainingStep:
         ):
             losses = self._losses(batch)
         return losses | {"loss": sum(losses.values())}
+
+    def _memory(self, step: int, batch: Batch, parts: Sequence[Batch]):
+        return explained_memory(step, batch, len(parts), self.state.detector, self.state.optimizer)
 
     def _reducing(self, last: bool):
         """Gradients of a step's parts are added up here, and over the processes with the last."""

@@ -11,6 +11,7 @@ is to blame.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -29,8 +30,8 @@ EXIT_CODE = 75
 """Of a process that ends for a hang: EX_TEMPFAIL of sysexits.h, "try again"."""
 WAITING = ("forward", "backward", "all-reduce", "waiting")
 """In which a process may wait for others: losses divide by sums over all ranks, gradients are reduced as they come."""
-COMMUNICATION = ("/torch/distributed/", "/torch/nn/parallel/distributed.py", "/torch/nn/modules/_functions.py")
-"""Files that a process is in while it waits for others; the last are batch norms that are in step."""
+COMMUNICATION = ("/torch/distributed/", "/torch/nn/parallel/distributed.py")
+"""Files that a process is in while it waits for others."""
 LIMITS = {"starting": 1800.0, "first step": 1800.0, "saving": 1800.0, "evaluating": 3600.0}
 """Seconds that these may take at least, whatever the timeout: data are indexed, kernels chosen and compiled, a slow
 disk is written to, average precision is computed by one process."""
@@ -225,11 +226,18 @@ class Watchdog:
     # ---- the end
 
     def _end(self, verdict: dict) -> None:
+        try:
+            self._tell_and_kill(verdict)
+        finally:
+            os._exit(EXIT_CODE)
+
+    def _tell_and_kill(self, verdict: dict) -> None:
         mine = verdict["by"] == self._rank
         text = verdict["text"] if mine else verdict["text"].splitlines()[0]
         name = f"rank {self._rank} (process {self._process['pid']} on {self._process['host']})"
         _say(f"{text}\n{name} ends; the stacks of its threads:\n")
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        with contextlib.suppress(OSError):
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         if self._size > 1:
             # The others have to read the verdict before this process, with the store perhaps, or the culprit is gone.
             time.sleep(1.2 * BEAT)
@@ -242,7 +250,6 @@ class Watchdog:
             if int(rank) != self._rank and state not in (None, "dead") and (note["silent"] or "stopped" in state):
                 _say(f"rank {rank} (process {note['pid']}) is {state}, and killed:\n")
                 kill_with_stacks(note)
-        os._exit(EXIT_CODE)
 
 
 def _odd_ones(ranks: dict[int, tuple[dict, float]]) -> dict[int, tuple[dict, float]]:
@@ -268,5 +275,7 @@ def _where(rank: int, note: dict, silence: float) -> str:
 
 
 def _say(text: str) -> None:
-    """Not print(): the main thread may hang in the middle of one, and holds its lock."""
-    os.write(sys.__stderr__.fileno(), text.encode())
+    """Not print(): the main thread may hang in the middle of one, and holds its lock. A full disk behind a log, or a
+    reader that has ended, must not keep the job from ending."""
+    with contextlib.suppress(OSError):
+        os.write(sys.__stderr__.fileno(), text.encode())

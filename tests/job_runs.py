@@ -2,9 +2,10 @@
 
 python tests/job_runs.py '[{"ranks": 2, "output": "runs/two", "data": "tiny", "fields": {"epochs": 1}}]'
 
-Each trains as `tiny_runs.tiny_config(data, output, **fields)` says, with the backbone's `norm`, and is asked to stop in
-one step by `signal`; or it uses the weights of another job, to `evaluate` or to `predict`. What a rank prints is in
-OUTPUT.log.0 and so on.
+Each trains as `tiny_runs.tiny_config(data, output, **fields)` says, with the backbone's `norm`; a rank may get a
+`signal` or have a bit of its weights flipped (`flip`) in a step; torchrun may have started the job before
+(`restarted`); ranks may print what they evaluate (`fingerprints`). Or it uses the weights of another job, to
+`evaluate` or to `predict`. What a rank prints is in OUTPUT.log.0 and so on.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from small_jobs import end_of_job, prepare_process, start_job
 from tiny_runs import flip_a_bit, tiny_config
 
 from models import coco_evaluation, evaluate, predictor, training  # noqa: F401
+from models.partial_results import fingerprint
 from models.predict import Predict
 from models.predict import main as predict_images  # `models.predict` is the function
 from models.training_step import TrainingStep
@@ -70,6 +72,24 @@ def flip_in_step(rank: int, step: int) -> Callable[[int], None]:
     return prepare
 
 
+def restarted(_: int) -> None:
+    """A `prepare` for start_job: as if torchrun had started the job before, and nobody gave --resume."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    train = training.train
+    training.train = lambda config: train(dataclasses.replace(config, resume=False))
+
+
+def fingerprints(_: int) -> None:
+    """A `prepare` for start_job: each rank prints a hash of what it evaluates."""
+    evaluate_detector = training.evaluate_detector
+
+    def and_print(detector, *arguments, **options):
+        print("evaluated", fingerprint(detector))
+        return evaluate_detector(detector, *arguments, **options)
+
+    training.evaluate_detector = and_print
+
+
 def use_weights(program: str, weights: Path, data: Path, output: Path) -> Callable[[int], None]:
     """A `prepare` for start_job: ranks evaluate or predict where they would train."""
 
@@ -92,6 +112,8 @@ def run_job(job: dict) -> int:
     backbone = dataclasses.replace(config.detector.backbone, norm=job.get("norm", "frozen_batch"))
     config = dataclasses.replace(config, detector=dataclasses.replace(config.detector, backbone=backbone))
     prepare = signal_in_step(*job["signal"]) if "signal" in job else lambda rank: None
+    for name, own in (("restarted", restarted), ("fingerprints", fingerprints)):
+        prepare = own if name in job else prepare
     if "flip" in job:
         prepare = flip_in_step(*job["flip"])
     if "program" in job:

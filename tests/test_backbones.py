@@ -20,6 +20,7 @@ from models.errors import UsageError
 from models.folding import folded
 from models.names_backbones import from_mmdetection
 from models.norms import make_norm
+from models.published_rows import PUBLISHED_ROWS
 
 SMALL = BackboneConfig(layers=(2, 1, 1, 1), width=16, frozen_stages=0)
 RES2NET = replace(SMALL, block="res2net", base_width=26, scale=4)
@@ -268,6 +269,14 @@ def test_deformable_convolution_equals_the_reference(stride):
     offset = F.conv2d(x, layer.offset.weight, layer.offset.bias, stride, 1)
     expected = deform_conv2d(x, offset, layer.weight, None, [stride] * 2, [1, 1], [1, 1], None)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ["scnet_r101_fpn_20e_coco", "htc_x101_64x4d_fpn_16x1_20e_coco"])
+def test_dcn_of_a_published_row_keeps_its_backbone(row):
+    with torch.device("meta"):
+        config = models.build_detector(row, dcn=True).config.backbone
+    plain = PUBLISHED_ROWS[row].recipe.detector.backbone
+    assert config == replace(plain, deformable_stages=(False, True, True, True))
 
 
 def test_dcn_in_build_detector():

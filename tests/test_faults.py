@@ -97,6 +97,38 @@ def test_a_run_goes_on_after_a_replay_was_written(tiny_data, tmp_path, monkeypat
     assert differences(outcome(tmp_path / "broken"), outcome(tmp_path / "whole")) == []
 
 
+def overflowing_step(step: int, monkeypatch) -> None:
+    """The loss and the gradient of a step are finite, and its rate is so large that the weights behind it are not."""
+    rate = training.learning_rate
+    monkeypatch.setattr(training, "learning_rate", lambda *a: 3e38 if a[1] == step - 1 else rate(*a))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data, tmp_path, keep_checkpoints=1)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_gradient_norm=0.0))
+    with monkeypatch.context() as inner, pytest.raises(DataError) as error:
+        overflowing_step(3, inner)
+        training.train(config)
+    assert error.value.what == "training has diverged: the weights are no longer finite"
+    assert error.value.where == "step 3" and "detector/" in error.value.why
+    assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")] == ["step-00000002"]
+    training.train(dataclasses.replace(config, resume=True))
+
+
+def test_what_an_operator_says_of_such_weights_is_told_with_a_replay(tiny_data, tmp_path, monkeypatch, capsys):
+    config = tiny_config(tiny_data, tmp_path, checkpoint_every_steps=0)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_gradient_norm=0.0))
+    with monkeypatch.context() as inner, pytest.raises(DataError) as error:
+        overflowing_step(1, inner)
+        training.train(config)
+    assert error.value.where.startswith("step 2, images [1") and "not finite" in error.value.why
+    folder = tmp_path / "replay" / "step-00000002"
+    assert f"python -m models.replay {folder}" in error.value.fix
+    with pytest.raises(RuntimeError, match="must not be NaN"):
+        replay.main(replay.Replay(folder=folder, device="cpu"))
+    assert "is not finite before the step" in capsys.readouterr().out
+
+
 # ---- a processor or a memory that errs
 
 
@@ -281,3 +313,18 @@ def test_too_many_broken_images_stop_the_run(tmp_path):
     with pytest.raises(DataError, match="too many images"):
         BadImages(tmp_path, 6, told.append).note(["another.png: cut off"])  # as a resumed run counts on
     BadImages(tmp_path, 1000 * (AT_LEAST + 1), told.append).note(())
+
+
+def test_the_limit_of_broken_images_is_that_of_all_processes(tmp_path):
+    """Each notes its own ones in the same file; whoever finds one too many tells it, and a resumed job counts as they
+    did."""
+    from models.bad_images import AT_LEAST, BadImages
+
+    told: list[str] = []
+    ranks = [BadImages(tmp_path, 6, told.append) for _ in range(2)]
+    for index in range(AT_LEAST):
+        ranks[index % 2].note([f"{index}.png: cut off"])
+    for rank in (*ranks, BadImages(tmp_path, 6, told.append)):
+        rank.note(())
+    with pytest.raises(DataError, match="too many images cannot be used"):
+        ranks[0].note(["one more.png: cut off"])

@@ -129,6 +129,24 @@ def test_an_output_folder_that_is_a_file(tmp_path):
     assert files.make_folder(tmp_path / "a" / "b").is_dir()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="another user is needed")
+def test_a_folder_that_may_not_be_entered_is_told(tmp_path):
+    code = f"""
+        import os, pathlib
+        from models import errors, files
+        os.setuid(65534)
+        try:
+            files.make_folder(pathlib.Path({str(tmp_path)!r}) / "closed" / "run")
+        except errors.MachineError as error:
+            print(error.why)
+    """
+    (tmp_path / "closed").mkdir(mode=0o700)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "Permission denied\n", done.stderr
+
+
 def test_a_file_that_has_become_stale_is_opened_again(tmp_path, monkeypatch):
     """Once: a file system that goes on like that is told."""
     path, calls = tmp_path / "notes.txt", []

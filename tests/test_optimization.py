@@ -49,11 +49,25 @@ def test_an_unknown_one_is_answered_with_the_nearest(argument, near):
         ("accumulate", "0", "accumulate must be at least 1, got 0"),
         ("ema_decay", "1", r"ema_decay must be in \[0, 1\), got 1.0"),
         ("rank_timeout", "0", "rank_timeout must be positive, got 0.0"),
+        ("rank_timeout", "inf", "rank_timeout must be a finite number, got inf"),
+        ("optimizer.lr", "nan", "optimizer.lr must be a finite number, got nan"),
+        ("optimizer.momentum", "-1", "optimizer.momentum must be at least 0, got -1.0"),
+        ("detector.rpn.smooth_l1_beta", "nan", "detector.rpn.smooth_l1_beta must be a finite number, got nan"),
+        ("max_iterations", "-1", "max_iterations must be at least 1, got -1"),
+        ("max_evaluation_images", "0", "max_evaluation_images must be at least 1, got 0"),
+        ("workers", "-1", "workers must be at least 0, got -1"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(name, value, text):
     with pytest.raises(UsageError, match=text):
         parsed("--arch", "htc", f"{name}={value}")
+
+
+def test_no_warm_up_is_none():
+    recipe = dataclasses.replace(small("scnet"), warmup_iterations=0)
+    assert [learning_rate(recipe, step, 250) for step in (0, 1, 949, 950, 1150)] == pytest.approx(
+        [0.03, 0.03, 0.03, 0.003, 0.0003]
+    )
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(16, 0.02), (8, 0.01), (64, 0.08)])

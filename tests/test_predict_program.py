@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 
 import models
 from models.images import read_image
+from models.predict import picture_names
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,12 @@ def test_images_of_one_name_get_pictures_of_their_own(images, weights, tmp_path)
     )
     assert process.returncode == 0, process.stderr
     assert {"11_detections.jpg", "11-2_detections.jpg"} <= set(os.listdir(tmp_path / "out"))
+
+
+def test_a_picture_never_takes_the_name_of_another():
+    paths = [Path(name) for name in ("a/1.jpg", "b/1.jpg", "c/1-2.jpg", "d/1-2.png")]
+    names = list(picture_names(paths).values())
+    assert names == [f"{stem}_detections.jpg" for stem in ("1", "1-2", "1-2-2", "1-2-3")]
 
 
 def test_an_unreadable_image_is_told_and_the_others_are_done(images, weights, tmp_path):

@@ -1,8 +1,10 @@
 """A run that was stopped and goes on is, bit by bit, the run that never was."""
 
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -10,13 +12,13 @@ import pytest
 import torch
 from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
-from models import training, training_step
-from models.checkpoints import checkpoint_folders
+from models import checkpoints, training, training_step
+from models.checkpoints import checkpoint_folders, read_checkpoint, write_checkpoint
 from models.config_files import as_json, config_from_json, read_config, starting_points
-from models.errors import DataError, UsageError
+from models.errors import DataError, MachineError, UsageError
 from models.interrupts import Interrupted
 from models.recipes import TrainConfig, presets
-from models.resume import RunFolder
+from models.resume import PARTS, STATE, RunFolder
 from models.run_folder import owned_folder
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -116,6 +118,57 @@ def test_the_best_checkpoint_outlives_the_last_ones(tiny_data, tmp_path, monkeyp
     assert names == ["step-00000003", "step-00000012"]
 
 
+@pytest.mark.parametrize("part", [*STATE, *sorted(PARTS)])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tiny_data, tmp_path, monkeypatch, part):
+    """Written anew without it, so that every hash is right."""
+    config = tiny_config(tiny_data, tmp_path, ema_decay=0.9)
+    stopped_after(3, monkeypatch, config)
+    checkpoint = read_checkpoint(path := tmp_path / "checkpoints/step-00000003")
+    tensors = {name: value for name, value in checkpoint.tensors.items() if name.partition("/")[0] != part}
+    facts = {name: value for name, value in checkpoint.facts.items() if name != part}
+    assert (len(tensors) < len(checkpoint.tensors)) or (len(facts) < len(checkpoint.facts))
+    shutil.rmtree(path)
+    write_checkpoint(path.parent, 3, tensors, facts)
+    with pytest.raises(DataError, match="checkpoint lacks"):
+        training.train(dataclasses.replace(config, resume=True))
+
+
+@pytest.mark.parametrize("error", [errno.ETIMEDOUT, errno.EMFILE])
+def test_a_disk_that_does_not_answer_now_costs_no_checkpoint(tiny_data, tmp_path, monkeypatch, whole, error):
+    config = tiny_config(tiny_data, tmp_path)
+    stopped_after(3, monkeypatch, config)
+
+    def unanswered(path, most):
+        raise OSError(error, os.strerror(error), str(path))
+
+    with monkeypatch.context() as inner, pytest.raises(MachineError, match="the checkpoint cannot be read"):
+        inner.setattr(checkpoints, "read_bytes", unanswered)
+        training.train(dataclasses.replace(config, resume=True))
+    assert [path.name for path in checkpoint_folders(tmp_path / "checkpoints")][-1] == "step-00000003"
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_run_that_is_longer_already_is_told(tiny_data, tmp_path, monkeypatch):
+    config = tiny_config(tiny_data, tmp_path)
+    stopped_after(3, monkeypatch, config)
+    with pytest.raises(UsageError, match="the run is longer already"):
+        training.train(dataclasses.replace(config, resume=True, max_iterations=2))
+
+
+@pytest.mark.parametrize(("amp", "state"), [("bfloat16", {}), ("float16", {"scale", "_growth_tracker"})])
+def test_a_run_in_half_precision_goes_on_bit_for_bit(tiny_data, tmp_path, monkeypatch, amp, state):
+    """In float16 the scale of the gradients starts too large, and falls with each step that overflows: a part of what
+    is saved."""
+    monkeypatch.setattr(training, "choose_amp_dtype", lambda *_: getattr(torch, amp))
+    config = tiny_config(tiny_data, tmp_path / "stopped", amp=amp)
+    training.train(dataclasses.replace(config, output=tmp_path / "whole"))
+    stopped_after(4, monkeypatch, config)
+    assert read_checkpoint(config.output / "checkpoints/step-00000004").facts["scaler"].keys() >= set(state)
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(config.output), outcome(tmp_path / "whole")) == []
+
+
 def test_other_data_are_refused(tiny_data, tmp_path, monkeypatch):
     config = tiny_config(tiny_data, tmp_path / "run")
     stopped_after(1, monkeypatch, config)
@@ -209,7 +262,30 @@ def test_a_second_run_is_refused_and_told_who_is_first(tiny_data, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_torch_is_where_all_randomness_is(whole):
-    """What a checkpoint restores: the generator's state is in it, and had moved."""
-    torch.manual_seed(0)
-    assert not torch.equal(whole["tensors"]["random/0/cpu"], torch.get_rng_state())
+def test_torchs_generator_goes_on_where_it_was(tiny_data, tmp_path, monkeypatch):
+    """No step draws from it today; here each draws three numbers, and they depend on those before."""
+    drawn: list[list[float]] = []
+    step = training_step.TrainingStep.__call__
+
+    def and_draw(self, *arguments):
+        drawn.append(torch.rand(3).tolist())
+        return step(self, *arguments)
+
+    monkeypatch.setattr(training_step.TrainingStep, "__call__", and_draw)
+    training.train(tiny_config(tiny_data, tmp_path / "whole"))
+    undisturbed, drawn[:] = drawn[:], []
+    config = tiny_config(tiny_data, tmp_path / "stopped")
+    stopped_after(3, monkeypatch, config)
+    torch.manual_seed(99)
+    training.train(dataclasses.replace(config, resume=True))
+    assert len(undisturbed) == 6 and drawn == undisturbed
+    assert differences(outcome(config.output), outcome(tmp_path / "whole")) == []
+
+
+@pytest.mark.parametrize("spelling", ["--resume", "resume=yes", "--resume=1", "--no-resume=0", "resume=True"])
+def test_every_spelling_of_resume_takes_the_runs_own_settings(tiny_data, tmp_path, spelling):
+    run = tiny_config(tiny_data, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(as_json(run)))
+    (found,) = starting_points(["--output", str(tmp_path), spelling]).values()
+    assert found == run
+    assert len(starting_points(["--output", str(tmp_path), spelling, "--no-resume"])) > 1

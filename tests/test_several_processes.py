@@ -1,6 +1,7 @@
 """Several processes train one detector: what they compute is what one process computes, whatever happens to them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ JOBS = {
     "in parts, two": {"ranks": 2, "fields": {"accumulate": 2, "repeat_every": 2}},
     "bfloat16 gradients": {"ranks": 2, "fields": {"compress_gradients": True}},
     "a bit of three": {"ranks": 3, "flip": (1, 3), "code": 4, "fields": {"batch_size": 6}},
+    "batch norms of their own": {"ranks": 2, "norm": "batch", "fingerprints": True},
+    "another run's folder": {"ranks": 2, "output": "one", "restarted": True, "code": 2},
+    "in parts, stopped": {"ranks": 2, "signal": (1, 4), "code": 143, "fields": {"accumulate": 2}},
+    "in parts, continued": {"ranks": 2, "output": "in parts, stopped", "fields": {"accumulate": 2}},
     "a bit of two": {"ranks": 2, "flip": (0, 2), "code": 4},
     **{
         f"{program}, {name}": {"ranks": ranks, "program": program}
@@ -94,6 +99,21 @@ def test_a_stopped_job_goes_on_bit_for_bit(outputs):
     assert differences(outcome(outputs["four, continued"]), outcome(outputs["four"])) == []
     assert "SIGTERM: saving after this step" in log(outputs["four, stopped"], 1)
     assert "continued after step 4" in log(outputs["four, stopped"], 0)
+
+
+def test_a_job_that_takes_its_images_in_parts_goes_on_bit_for_bit(outputs):
+    assert differences(outcome(outputs["in parts, continued"]), outcome(outputs["in parts, two"])) == []
+
+
+def test_all_processes_evaluate_what_is_saved(outputs):
+    """Each has batch norms with statistics of its own images; the main one's are what is written."""
+    seen = [re.findall("evaluated (.*)", log(outputs["batch norms of their own"], rank)) for rank in (0, 1)]
+    assert len(seen[0]) == 2 and seen[0] == seen[1]
+
+
+def test_torchruns_restart_does_not_continue_another_run(outputs):
+    """The first start was refused, because the folder holds a run; so is the second."""
+    assert "the output folder holds a run already" in log(outputs["one"], 0)
 
 
 def test_a_job_goes_on_with_another_number_of_processes(outputs):

@@ -201,3 +201,26 @@ def test_a_store_that_is_gone_ends_the_job(three_ranks):
     dogs[0]._store = Gone()
     assert after(2) is None  # it may be that the job is just ending
     assert "store has not answered for 4 s: connection reset by peer" in after(2)
+
+
+def test_a_log_that_takes_no_more_does_not_keep_a_hung_process(tmp_path):
+    """/dev/full is what a log is on a full disk, and a pipe without a reader fails in the same way."""
+    program = tmp_path / "alone.py"
+    program.write_text(
+        "import time\nfrom models.watchdog import Watchdog\n"
+        "with Watchdog(0, 1, None, 0.5) as dog:\n    dog.note(1, 'loading')\n    time.sleep(30)\n"
+    )
+    with open("/dev/full", "w") as full:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, str(program)], env=environment, stderr=full, timeout=60)
+    assert done.returncode == EXIT_CODE
+
+
+def test_a_child_that_ends_meanwhile_is_not_there(monkeypatch):
+    from models import processes
+
+    def ended(_self):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(Path, "read_text", ended)
+    assert list(processes.children()) == []
