@@ -6,7 +6,8 @@
 # make sanitize   build the CPU kernels with AddressSanitizer, UBSan, ThreadSanitizer and 16-bit indices, and test them
 # make fuzz       a million random problems for each operator, as many damaged files for each reader, 10^8 run lengths
 #                 under sanitizers, and every kind of bad input also under torch.compile
-# make audit      known holes in the packages that were installed (pip-audit; it asks a service on the network)
+# make audit      known holes in the packages that were installed (pip-audit; it asks a service on the network), and holes
+#                 in what GitHub is asked to run (zizmor)
 # make soak       kill 10,000 training runs and 1,000 jobs of two processes, and compare what they end with; kill 2,000
 #                 processes that read images; flip 100,000 bits of checkpoints; cut the power in 20,000 ways; save 2,000
 #                 times and look for leaks; 200 hung processes
@@ -70,7 +71,8 @@ fuzz: $(VENV)/.test
 	$(run) tests/test_bad_input.py --compile-all
 
 audit: $(VENV)/.test
-	$(pip) install --quiet pip-audit
+	$(call extra,audit)
+	$(VENV)/bin/zizmor --offline --persona=pedantic .github/workflows
 	$(VENV)/bin/pip-audit --local --skip-editable $(ARGS)
 
 soak: $(VENV)/.test
