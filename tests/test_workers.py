@@ -1,6 +1,7 @@
 """The processes that read images: what they make arrives whole, whatever happens to them."""
 
 import dataclasses
+import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from models import training
 from models.data import loader, workers
 from models.data.workers import Workers
 from models.errors import DataError, MachineError
+from models.recipes import TrainConfig
 
 KILLS = int(os.environ.get("CASCADEOPS_WORKER_KILLS", "40"))
 ROOT = Path(__file__).parent.parent
@@ -72,6 +74,52 @@ def test_results_come_in_order_with_their_layout_and_can_be_changed():
         made.image += 1
     assert number == 39
     assert list(pool.results([])) == []
+
+
+@dataclasses.dataclass
+class Pair:
+    first: object
+    second: object = None
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(other, torch.Tensor):
+        return isinstance(one, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    return one == other
+
+
+def test_what_holds_no_bytes_arrives_as_it_was():
+    made = [
+        Pair(torch.zeros(2, 0), torch.zeros(0, dtype=torch.int64)),
+        Pair(torch.zeros(0, 4, dtype=torch.bool)),
+        torch.zeros(0, 3),
+        Pair("no tensor", Pair(7)),
+        "nothing",
+    ]
+    for found, expected in zip(Workers(made.__getitem__, 1, names).results(range(5)), made, strict=True):
+        assert type(found) is type(expected)
+        if isinstance(expected, Pair):
+            assert same(found.first, expected.first) and same(found.second, expected.second)
+        else:
+            assert same(found, expected)
+
+
+def test_a_process_that_hangs_twice_is_named_before_the_watchdog_ends_the_job():
+    assert TrainConfig.rank_timeout > 2 * workers.HUNG_AFTER + 60
+
+
+def test_a_process_that_stops_with_half_a_result_has_no_time_of_its_own(monkeypatch):
+    """Between the two messages of a result; the limit is that of the whole task."""
+    monkeypatch.setattr(workers, "HUNG_AFTER", 2.0)
+    ours, theirs = multiprocessing.Pipe()
+    worker = workers._Worker(None, ours)
+    worker.give(0, "task")
+    time.sleep(1.5)
+    theirs.send((make(1), 64))
+    start = time.monotonic()
+    with pytest.raises(EOFError):
+        worker.take()
+    assert time.monotonic() - start < 1.5
 
 
 def test_an_iteration_that_was_left_does_not_show_in_the_next():

@@ -32,8 +32,10 @@ from ..errors import MachineError
 
 AHEAD = 2
 """Tasks that each process is given beyond what has been taken."""
-HUNG_AFTER = 600.0
-"""Seconds for one task, beyond which a process is taken for hung; a network file system may stall for minutes."""
+HUNG_AFTER = 240.0
+"""Seconds for one task, beyond which a process is taken for hung; a network file system may stall for minutes. Two such
+times are less than the 600 that a process of a job may take for loading (`rank_timeout`), so that one that hangs is
+replaced, and one that hangs again is named with its images, before the watchdog ends the job."""
 FOR_THE_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 """Signals that a terminal or a scheduler sends to all processes of a job. The parent decides what they mean."""
 ALIGNMENT = 64
@@ -169,9 +171,9 @@ class _Worker:
             if not self.connection.poll():
                 raise EOFError
             result, size = self.connection.recv()
-            if size == 0:
-                return result
-            if not self.connection.poll(HUNG_AFTER):
+            if size == 0:  # of tensors, if there are any, all are empty
+                return _with_tensors(result, torch.empty(0, dtype=torch.uint8))
+            if not self.connection.poll(max(self.since + HUNG_AFTER - time.monotonic(), 1.0)):
                 raise EOFError
             return _with_tensors(result, _received_memory(self.connection, size))
         except BaseException:
