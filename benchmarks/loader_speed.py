@@ -14,13 +14,27 @@ import numpy as np
 import torch
 
 from models.data import Augmentation, ShapesSettings, open_dataset, training_loader, write_dataset
+from models.data.dataset import AnnotatedImages
 from models.images import read_image
+
+
+class First:
+    """The first images of a data set."""
+
+    def __init__(self, dataset: AnnotatedImages, count: int) -> None:
+        self._dataset, self.sizes = dataset, dataset.sizes[:count]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getattr__(self, name: str):
+        return getattr(self._dataset, name)
 
 
 def measure(folder: Path, split: str, images: int, rounds: int, resize: tuple[int, int] | None) -> dict[str, float]:
     """Images for a second of one core, by the part of the work: the median of the rounds."""
-    dataset = open_dataset(folder, split, semantic="no")
-    indices = range(min(images, len(dataset)))
+    dataset = First(open_dataset(folder, split, semantic="no"), images)
+    indices = range(len(dataset))
     paths = [dataset.image_folder / dataset.image_info(index).file_name for index in indices]
     files = [path.read_bytes() for path in paths]
     augmentation = Augmentation()
@@ -42,7 +56,7 @@ def measure(folder: Path, split: str, images: int, rounds: int, resize: tuple[in
         "sample, raw: image, masks, flip": lambda: [sample(index, False) for index in indices],
         "training_loader, raw (for a GPU)": lambda: [None for _ in loader(raw=True)],
     }
-    loaded = 2 * -(-len(dataset) // 2)
+    loaded = 2 * -(-len(dataset) // 2)  # the last batch is filled up with images from the start
     counts = {name: loaded if "loader" in name else len(indices) for name in parts}
     times: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_voc import write_voc
 
+from benchmarks import loader_speed
 from models.data import Augmentation, CocoDataset, evaluation_loader, training_loader
+from models.data.dataset import AnnotatedImages
 from models.data.loader import epoch_batches
 from models.data.shapes import ShapesSettings, write_dataset
 from models.data.transforms import STD
@@ -186,3 +189,15 @@ def test_raw_batches_become_on_the_device_what_the_loader_makes(dataset, resize,
 def test_raw_batches_of_images_as_they_are_differ_by_rounding_alone(dataset):
     one, other = (next(iter(training_loader(dataset, 4, seed=1, raw=raw))).prepared() for raw in (False, True))
     torch.testing.assert_close(one.images, other.images, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("images", [2, 9])
+def test_each_row_of_the_benchmark_reads_the_same_images(tmp_path, monkeypatch, images):
+    pytest.importorskip("simplejpeg")
+    folder, read, image = write_voc(tmp_path), [], AnnotatedImages.image
+    monkeypatch.setattr(AnnotatedImages, "image", lambda self, index: read.append(int(index)) or image(self, index))
+    speeds = loader_speed.measure(folder, "val", images, rounds=1, resize=(20, 30))
+    first = {2: [0, 1], 9: [0, 1, 2]}[images]
+    assert len(speeds) == 7 and min(speeds.values()) > 0
+    assert set(read) == set(first)
+    assert len(read) == 2 * (len(first) + 2 * -(-len(first) // 2))  # by samples and by batches of 2, of both kinds
