@@ -109,6 +109,18 @@ def test_one_mask_at_a_time_is_in_memory(voc):
     assert [int(dataset.mask(0, which).sum()) for which in range(count)] == [side**2 // count] * count
 
 
+def test_a_map_of_noise_is_refused(voc):
+    """Its file is small, and the run lengths of its objects would take more than its pixels."""
+    name, side = "2007_000027", 2100
+    path = voc / f"SegmentationObject/{name}.png"
+    Image.fromarray((np.arange(side, dtype=np.uint8) % 2 + 1)[:, None].repeat(side, 1)).save(path)
+    text = xml([("dog", (1, 1, 9, 9), 0)] * 2).replace(f">{WIDTH}<", f">{side}<").replace(f">{HEIGHT}<", f">{side}<")
+    (voc / f"Annotations/{name}.xml").write_text(text)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(DataError, match=rf"a map of objects is noise\n.*{name}.png\n.*4,407,900 times"):
+        VocDataset(voc, "val")
+
+
 def test_a_map_numbers_254_objects(voc):
     name = "2007_000027"
     path = voc / f"Annotations/{name}.xml"

@@ -53,6 +53,10 @@ MAX_LIST = 2**28
 VOID = 255
 """In maps of objects: the border around them. Objects have the numbers from 1 to 254."""
 
+MOST_CHANGES = 2**22
+"""From one object to another along the columns of a map, which are runs of both. A picture of 7000 x 7000 has a million
+with 140 across each column."""
+
 LAST_YEAR_OF_ELEVEN_POINTS = 2009
 
 
@@ -285,6 +289,10 @@ def _instance_masks(folder: Path, name: str, file: VocFile) -> list[dict]:
     if highest > len(file.objects):
         why = f"it has pixels of object {highest}, the XML file lists {len(file.objects)} objects"
         raise DataError("a map of objects has more objects than the XML file", where=path, why=why)
+    changes = np.count_nonzero(numbers[1:] != numbers[:-1])
+    if changes > MOST_CHANGES:
+        why = f"from pixel to pixel down its columns the object changes {changes:,} times, at most {MOST_CHANGES:,}"
+        raise DataError("a map of objects is noise", where=path, why=why)
     numbers = np.asfortranarray(numbers)
     # a mask at a time: of a large image with many objects, all bitmaps would take gigabytes
     return [mask_api.encode((numbers == number).view(np.uint8)) for number in range(1, len(file.objects) + 1)]
