@@ -6,9 +6,11 @@ or not as it should be, is a DataError or a note for the reader, and nothing in 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +42,7 @@ class RunRecord:
     evaluations: list[dict[str, float]]
     """... and from evaluations"""
     starts: list[dict]
-    """A line for each time that it was started or continued: `models.starts`"""
+    """A line for each time that it was started or continued, by time: `models.starts`"""
 
     @property
     def name(self) -> str:
@@ -48,10 +50,12 @@ class RunRecord:
 
     def epoch(self, step: float) -> float:
         """The epochs that `step` steps are; NaN where no line says."""
-        for line in reversed(self.steps):
-            if line.get("epoch", 0) > 0 and line["step"] > 0:
-                return step * line["epoch"] / line["step"]
-        return math.nan
+        return step * self._epochs_of_a_step
+
+    @functools.cached_property
+    def _epochs_of_a_step(self) -> float:
+        known = (line for line in reversed(self.steps) if line.get("epoch", 0) > 0 and line["step"] > 0)
+        return next((line["epoch"] / line["step"] for line in known), math.nan)
 
     def data(self, split: str) -> dict:
         """What the last start wrote of the "train" or "val" data: name, folder, images, classes; {} if nothing."""
@@ -68,20 +72,19 @@ class RunRecord:
         starts = [start["time"] for start in self.starts]
         if not lines or not starts:
             return math.nan
-        total, before = 0.0, min(starts)
+        total, before = 0.0, starts[0]
         for moment in lines:
-            begun = [start for start in starts if before < start <= moment]
-            total += moment - max([before, *begun])
+            total += moment - _begun(starts, before, moment)
             before = moment
         return total
 
     def evaluation_seconds(self) -> float:
         """How much of that were evaluations."""
         total, before = 0.0, math.nan
+        starts = [start["time"] for start in self.starts]
         for line in self._by_time():
             if "images" in line and not math.isnan(before):
-                starts = [start["time"] for start in self.starts if before < start["time"] <= line["time"]]
-                total += line["time"] - max([before, *starts])
+                total += line["time"] - _begun(starts, before, line["time"])
             before = line["time"]
         return total if not math.isnan(before) else math.nan
 
@@ -99,6 +102,12 @@ class RunRecord:
             return False
         reached = isinstance(epochs, int) and self.epoch(step) >= epochs - 1e-6
         return reached or (isinstance(limit, int) and step >= limit)
+
+
+def _begun(starts: Sequence[float], before: float, moment: float) -> float:
+    """When what ended at `moment` began: at the moment `before`, or at the last of the `starts` (sorted) behind it."""
+    place = bisect.bisect_right(starts, moment)
+    return max(before, starts[place - 1]) if place else before
 
 
 def read_run(folder: Path) -> RunRecord:

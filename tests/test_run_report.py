@@ -4,7 +4,6 @@ import html
 import html.parser
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -17,10 +16,8 @@ from written_runs import START, write_data, write_run
 
 from models import report
 from models.coco_evaluation import average_precision
-from models.errors import DataError
-from models.report_curves import MOST_POINTS, Line, line_chart
 from models.report_study import Study, study_run
-from models.run_record import RunRecord, read_run
+from models.run_record import read_run
 from models.training import train
 
 SECTIONS = ["Curves", "Average precision", "Precision and recall", "Kinds of error", "Confusion", "Images",
@@ -236,54 +233,6 @@ def test_a_run_that_was_interrupted(tmp_path, data):
     assert "not finished: step 5, epoch 1.7 of 2" in words(page) and headings(page) == SECTIONS
 
 
-def test_the_time_between_an_interruption_and_the_next_start_does_not_count():
-    def record(times, starts):
-        steps = [{"step": i + 1.0, "time": time} for i, time in enumerate(times)]
-        return RunRecord(Path("x"), {}, steps, [], [{"time": start} for start in starts])
-
-    assert record([10, 20, 1010, 1020], [0]).seconds() == 1020
-    assert record([10, 20, 1010, 1020], [0, 1000]).seconds() == 20 + 20
-    assert record([10, 20, 1010], [0, 500, 1000]).seconds() == 20 + 10  # a start that came to nothing
-    assert math.isnan(record([], [0]).seconds()) and math.isnan(record([10], []).seconds())
-
-
-DEEP = '{"a": ' * 200 + "1" + "}" * 200
-"""The reader of JSON takes it; on top of what calls it, its printing may take more calls than Python allows."""
-
-
-@pytest.mark.parametrize(
-    ("make", "where", "why"),
-    [
-        (lambda folder: None, "nothing-here", "there is no such folder"),
-        (lambda folder: folder.mkdir(), "nothing-here", "it has no config.json"),
-        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[")), "config.json", "Expecting value"),
-        (
-            lambda folder: (folder.mkdir(), (folder / "config.json").write_text("[]")),
-            "config.json",
-            "expected an object",
-        ),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text("[" * 99999)), "config.json", "recursion"),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text(DEEP)), "config.json", "deeper than"),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text("{}"), os.mkfifo(f / "metrics.jsonl")), "config", "pipe"),
-        (lambda f: (f.mkdir(), (f / "config.json").write_text(" " * 2**20 + "{}")), "config", "too large"),
-    ],
-    ids=["no folder", "empty", "broken", "a list", "deep", "less deep", "a pipe", "large"],
-)
-def test_what_is_no_run_is_refused(tmp_path, make, where, why):
-    make(tmp_path / "nothing-here")
-    with pytest.raises(DataError) as error:
-        report.main(report.Report(folder=tmp_path / "nothing-here"))
-    assert where in error.value.where and why in error.value.why
-    assert not (tmp_path / "nothing-here/report.html").exists()
-
-
-def test_a_folder_of_runs_names_them(tmp_path, data):
-    write_run(tmp_path / "runs/mine", data)
-    with pytest.raises(DataError) as error:
-        read_run(tmp_path / "runs")
-    assert error.value.fix == f"python -m models.report {tmp_path}/runs/mine"
-
-
 # ---- folders that mean harm
 
 SCRIPT = "<script>document.title='taken'</script><img src=http://evil.invalid/x.png onerror=alert(1)>"
@@ -381,29 +330,6 @@ def test_words_that_are_no_unicode_are_shown_as_their_numbers(tmp_path, data, ca
     assert r"a\udcff/page.html" in capsys.readouterr().out
 
 
-def test_a_line_of_no_step_says_nothing_about_epochs():
-    record = RunRecord(Path("x"), {}, [{"step": 3.0, "epoch": 1.0}, {"step": 0.0, "epoch": 1.0}], [], [])
-    assert record.epoch(6) == 2
-
-
-LONG = "k" * 100_000
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {LONG: {str(i): 0 for i in range(3000)}},
-        {LONG: {str(i): {} for i in range(3000)}},
-        {"a": json.loads("[" * 200 + "]" * 200)},
-    ],
-    ids=["a long name over many", "... over nothing", "deep lists"],
-)
-def test_settings_that_would_unfold_to_far_more_than_they_are_get_refused(tmp_path, settings):
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(DataError, match=r"why: +it(s dotted names together| nests deeper)"):
-        read_run(tmp_path)
-
-
 def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
     run = write_run(tmp_path / "first", data)
     lines = [{"step": 10**400}, {"step": -1}, {"step": 8, "loss": "x", "epoch": 1e300, "time": -1e300, "lr": [1]},
@@ -422,33 +348,6 @@ def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
     with open(run / "starts.jsonl", "a") as file:
         file.writelines(json.dumps(line) + "\n" for line in starts)
     assert headings(page_of(run))[-1] == "Settings"
-
-
-# ---- charts
-
-
-def test_a_chart_draws_what_it_is_given():
-    drawn = line_chart("loss <1>", [Line("a & b", [0, 1, 2, 3, 4], [4.0, 2.0, math.nan, 1.0, 0.0])], "epoch")
-    assert "loss &lt;1&gt;" in drawn
-    first, second = (re.findall(r"[\d.]+", points) for points in re.findall(r' points="(.*?)"', drawn))
-    assert len(first) == 4 and len(second) == 4  # a gap where nothing was measured
-    # y from 0 to 4 is from 192 to 10, x from 0 to 4 is from 50 to 388
-    assert first == ["50.0", "10.0", "134.5", "101.0"] and second == ["303.5", "146.5", "388.0", "192.0"]
-    assert [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)<', drawn)] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("values", [[], [math.nan], [1.0], [0.0, 0.0], [1e-12, 1e-12], [-1e250, 1e250], [5e-324]])
-def test_charts_of_odd_values(values):
-    drawn = line_chart("x", [Line("a", list(range(len(values))), values)], "step")
-    assert "nan" not in drawn and "inf" not in drawn
-    assert ("nothing was recorded" in drawn) == (not any(map(math.isfinite, values)))
-
-
-def test_long_lines_are_averaged():
-    drawn = line_chart("x", [Line("a", range(100_000), [float(i % 2) for i in range(100_000)])], "step")
-    (points,) = re.findall(r' points="(.*?)"', drawn)
-    heights = {point.split(",")[1] for point in points.split()}
-    assert len(points.split()) <= MOST_POINTS and len(drawn) < 10_000 and len(heights) == 1
 
 
 def test_the_command_line(monkeypatch, capsys, tmp_path, data):
