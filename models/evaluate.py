@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import time
@@ -31,10 +32,6 @@ EXAMPLES = (
     "{program} --weights W --data coco --split val2017 --tta --batch-size 1",
     "torchrun --nproc-per-node=8 -m models.evaluate --weights W --data coco   several processes share the images",
 )
-
-
-WAIT = 1800.0
-"""Seconds that one of several processes waits for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +75,12 @@ class Evaluate:
     """On an NVIDIA GPU: linear layers, too, in TF32 (convolutions are, by PyTorch's default)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
+    rank_timeout: float = 600.0
+    """Several processes: seconds without progress of one after which the job ends, naming it."""
 
     def __post_init__(self):
+        if not 0 < self.rank_timeout < math.inf:
+            raise ValueError(f"rank_timeout must be above 0 seconds and finite, got {self.rank_timeout}")
         for name, least in (("batch_size", 1), ("max_images", 1), ("pictures", 0), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -212,6 +213,7 @@ def _subject(detector, dataset, batch_size: int, resize, max_images: int | None,
     import torch
 
     from .partial_results import fingerprint
+    from .starts import versions
 
     return {
         "weights": fingerprint(detector),
@@ -224,7 +226,8 @@ def _subject(detector, dataset, batch_size: int, resize, max_images: int | None,
         "half": half,
         "tta": None if tta is None else repr(tta),
         "device": next(detector.parameters()).device.type,
-        "torch": torch.__version__,
+        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "versions": versions(),
     }
 
 
@@ -281,15 +284,17 @@ def save_comparison(
 
 
 def main(options: Evaluate) -> None:
-    from .distributed import joined, own_device, world_from_environment
+    from .distributed import own_device, world_from_environment
+    from .watchdog import watched
 
     world = world_from_environment()
     device = own_device(options.device, world)
-    with joined(world, device, WAIT):
-        _evaluate(options, world, device)
+    timeout = options.rank_timeout if world.size > 1 else math.inf
+    with watched(world, device, timeout) as watchdog:
+        _evaluate(options, world, device, functools.partial(watchdog.note, 0))
 
 
-def _evaluate(options: Evaluate, world: World, device: torch.device) -> None:
+def _evaluate(options: Evaluate, world: World, device: torch.device, note: Callable[[str], None]) -> None:
     from rich.console import Console
 
     from .checkpoint import load_detector
@@ -337,6 +342,7 @@ def _evaluate(options: Evaluate, world: World, device: torch.device) -> None:
             half=options.half,
             partial=folder / "partial.jsonl",
             world=world,
+            note=note,
         )
     if metrics is None:  # the main process has them
         return

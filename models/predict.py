@@ -7,6 +7,7 @@ This module is the program only. The function `models.predict` lives in models/i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from .distributed import World
     from .predictor import Predictor
     from .results import Result
-
-WAIT = 1800.0
-"""Seconds that one of several processes waits for another."""
+    from .watchdog import Watchdog
 
 EXAMPLES = (
     "{program}                                              the packaged sample picture and tiny detector, to try it",
@@ -73,8 +72,12 @@ class Predict:
     """On an NVIDIA GPU: linear layers, too, in TF32 (convolutions are, by PyTorch's default)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:1; auto takes a GPU where there is one."""
+    rank_timeout: float = 600.0
+    """Several processes: seconds without progress of one after which the job ends, naming it."""
 
     def __post_init__(self):
+        if not 0 < self.rank_timeout < math.inf:
+            raise ValueError(f"rank_timeout must be above 0 seconds and finite, got {self.rank_timeout}")
         if not 0 <= self.score_threshold <= 1:
             raise ValueError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
         if self.batch_size < 1:
@@ -103,15 +106,17 @@ def main(options: Predict) -> None:
 
         paths = [SAMPLE_PICTURE]
 
-    from .distributed import joined, own_device, world_from_environment
+    from .distributed import own_device, world_from_environment
+    from .watchdog import watched
 
     world = world_from_environment()
     device = own_device(options.device, world)
-    with joined(world, device, WAIT):
-        _predict(options, paths, world, device)
+    timeout = options.rank_timeout if world.size > 1 else math.inf
+    with watched(world, device, timeout) as watchdog:
+        _predict(options, paths, world, device, watchdog)
 
 
-def _predict(options: Predict, paths: Sequence[Path], world: World, device: torch.device) -> None:
+def _predict(options: Predict, paths: Sequence[Path], world: World, device: torch.device, watchdog: Watchdog) -> None:
     from rich.console import Console
 
     from .coco_evaluation import result_entries
@@ -148,6 +153,7 @@ def _predict(options: Predict, paths: Sequence[Path], world: World, device: torc
     pictures = picture_names(paths)
     place = {path: index for index, path in enumerate(paths)}
     own = paths[world.rank :: world.size]
+    watchdog.note(0, "detecting")
     for result in predictor.stream(own, on_error=leave_out if len(paths) > 1 else None) if own else ():
         height, width = result.image_size
         record = {"file_name": result.source, "height": height, "width": width}
@@ -161,6 +167,8 @@ def _predict(options: Predict, paths: Sequence[Path], world: World, device: torc
         if len(paths) <= 3 and len(shown):
             console.print(_table(shown))
         console.print(f"  picture: {picture}", soft_wrap=True, markup=False)
+        watchdog.note(len(found), "detecting")
+    watchdog.note(len(found), "waiting")
     shares = gather({"found": found, "faults": [fault.where for fault in faults]})
     if shares is not None:  # the main process has them
         _write(folder, predictor, paths, shares, console)

@@ -26,7 +26,6 @@ from .devices import allow_tf32, choose_amp_dtype
 from .distributed import (
     World,
     first_on_its_machine,
-    joined,
     max_over_ranks,
     note_for_restarts,
     noted_before_restart,
@@ -48,7 +47,7 @@ from .recomputation import recompute_activations
 from .resume import RunFolder, TrainingState
 from .starts import note_start
 from .training_step import TrainingStep
-from .watchdog import LIMITS, Watchdog
+from .watchdog import Watchdog, watched
 
 NOBODY = Console(file=open(os.devnull, "w"))  # noqa: SIM115 (as long as the process)
 """What the processes beside the main one show their progress to."""
@@ -76,11 +75,7 @@ def train(config: TrainConfig, train_set: PythonData | None = None, val_set: Pyt
         fix = f"--batch-size {-(-config.batch_size // parts) * parts}"
         raise UsageError("the images of a step cannot be shared", f"--batch-size {config.batch_size}", why, fix)
     device = own_device(config.device, world)
-    # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
-    with (
-        joined(world, device, max(LIMITS.values()) + config.rank_timeout) as store,
-        Watchdog(world.rank, world.size, store, config.rank_timeout) as watchdog,
-    ):
+    with watched(world, device, config.rank_timeout) as watchdog:
         train_together(scaled(config), world, device, train_set, val_set, watchdog)
 
 

@@ -19,12 +19,16 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .processes import children, identity, kill_with_stacks, state_of
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import Store
+
+    from .distributed import World
 
 EXIT_CODE = 75
 """Of a process that ends for a hang: EX_TEMPFAIL of sysexits.h, "try again"."""
@@ -250,6 +254,19 @@ class Watchdog:
             if int(rank) != self._rank and state not in (None, "dead") and (note["silent"] or "stopped" in state):
                 _say(f"rank {rank} (process {note['pid']}) is {state}, and killed:\n")
                 kill_with_stacks(note)
+
+
+@contextlib.contextmanager
+def watched(world: World, device: torch.device, timeout: float) -> Iterator[Watchdog]:
+    """While the block runs, the processes of the job can speak to each other (`distributed.joined`) and are watched."""
+    from .distributed import joined
+
+    # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
+    with (
+        joined(world, device, max(LIMITS.values()) + timeout) as store,
+        Watchdog(world.rank, world.size, store, timeout) as watchdog,
+    ):
+        yield watchdog
 
 
 def _odd_ones(ranks: dict[int, tuple[dict, float]]) -> dict[int, tuple[dict, float]]:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,18 +91,24 @@ def fingerprints(_: int) -> None:
     training.evaluate_detector = and_print
 
 
-def use_weights(program: str, weights: Path, data: Path, output: Path) -> Callable[[int], None]:
-    """A `prepare` for start_job: ranks evaluate or predict where they would train."""
+def use_weights(
+    program: str, weights: Path, data: Path, output: Path, hangs: int | None = None
+) -> Callable[[int], None]:
+    """A `prepare` for start_job: ranks evaluate or predict where they would train. Rank `hangs` does so at an image,
+    and may for 2 s."""
+    common = {"weights": weights, "output": output, "rank_timeout": 600.0 if hangs is None else 2.0}
 
     def main(_) -> None:
         if program == "evaluate":
-            evaluate.main(evaluate.Evaluate(weights=weights, data=data, output=output, batch_size=2, pictures=0))
+            evaluate.main(evaluate.Evaluate(data=data, batch_size=2, pictures=0, **common))
         else:
             images = tuple(sorted((data / "val").iterdir()))
-            predict_images(Predict(images=images, weights=weights, output=output, score_threshold=0.0))
+            predict_images(Predict(images=images, score_threshold=0.0, **common))
 
     def prepare(rank: int) -> None:
         training.train = main
+        if rank == hangs:
+            coco_evaluation.result_entries = lambda *_: time.sleep(1000)
 
     return prepare
 
@@ -117,7 +124,7 @@ def run_job(job: dict) -> int:
     if "flip" in job:
         prepare = flip_in_step(*job["flip"])
     if "program" in job:
-        prepare = use_weights(job["program"], Path(job["weights"]), Path(job["data"]), output)
+        prepare = use_weights(job["program"], Path(job["weights"]), Path(job["data"]), output, job.get("hangs"))
     return end_of_job(start_job(config, job["ranks"], Path(f"{output}.log"), prepare))
 
 

@@ -317,3 +317,12 @@ def test_of_two_values_of_an_option_the_last_counts():
     assert given_value("arch", ["--arch", "scnet", "--epochs", "3", "--arch=htc"]) == "htc"
     assert given_value("arch", ["arch=scnet", "--arch", "htc"]) == "htc"
     assert given_value("arch", ["--epochs", "3"]) is None
+
+
+def test_what_one_process_of_a_job_lacks_it_tells_itself(tmp_path):
+    """Its environment may be that of one machine alone; the others wait for it."""
+    environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "models.train", "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert "the environment of a job is incomplete" in done.stderr and "MASTER_PORT" in done.stderr

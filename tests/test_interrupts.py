@@ -80,3 +80,13 @@ def test_handlers_are_put_back():
     with StopSignals():
         assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_nobody_who_reads_what_it_says_is_no_reason_not_to_save(monkeypatch):
+    """Ctrl-C in `python -m models.train 2>&1 | tee log` ends tee, too."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, StopSignals() as stop:
+        monkeypatch.setattr(interrupts.sys, "__stderr__", closed)
+        stop.after_step()
+        assert answer_to(signal.SIGINT) is None and stop.asked == signal.SIGINT

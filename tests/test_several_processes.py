@@ -10,6 +10,7 @@ from job_runs import run_jobs
 from tiny_runs import differences, outcome, write_tiny_data
 
 from models.checkpoints import checkpoint_folders
+from models.watchdog import EXIT_CODE
 
 FIELDS = {"batch_size": 4, "log_every": 1}
 JOBS = {
@@ -35,6 +36,10 @@ JOBS = {
         f"{program}, {name}": {"ranks": ranks, "program": program}
         for program in ("evaluate", "predict")
         for name, ranks in (("one", 1), ("three", 3))
+    },
+    **{
+        f"{program}, hung": {"ranks": 3, "program": program, "hangs": 1, "code": EXIT_CODE}
+        for program in ("evaluate", "predict")
     },
 }
 """A job whose output another has begun goes on with it."""
@@ -163,3 +168,9 @@ def test_results_of_all_processes_are_gathered_exactly(outputs, program):
     one, three = (json.loads((outputs[f"{program}, {count}"] / name).read_text()) for count in ("one", "three"))
     one.pop("images_per_second", None), three.pop("images_per_second", None)
     assert one == three
+
+
+@pytest.mark.parametrize("program", ["evaluate", "predict"])
+def test_a_process_that_hangs_is_named(outputs, program):
+    shown = "".join(log(outputs[f"{program}, hung"], rank) for rank in range(3))
+    assert re.search(r"culprit: rank 1 \(process \d+ on \S+\), step 0, detecting, for \d s, in ", shown)
