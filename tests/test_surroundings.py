@@ -14,9 +14,8 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import black_picture, differences, outcome, stopped_after, tiny_config, write_tiny_data
 
 from models import progress, training
 from models.checkpoints import checkpoint_folders, prune, read_checkpoint, write_checkpoint
@@ -30,57 +29,38 @@ ROUNDS = int(os.environ.get("CASCADEOPS_ROUNDS", "100"))
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_tiny_data(tmp_path_factory.mktemp("tiny") / "data")
-
-
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """No pictures, which take most of the time, and no TensorBoard, whose files are not ours."""
-    monkeypatch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(training, "save_comparison", black_picture)
     monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> dict:
+def whole(tiny_data, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
-        training.train(tiny_config(data, folder))
+        patch.setattr(training, "save_comparison", black_picture)
+        training.train(tiny_config(tiny_data, folder))
     return outcome(folder)
-
-
-def stopped(config) -> None:
-    """After three of its six steps."""
-    save = RunFolder.save
-
-    def last(self, step, *arguments):
-        save(self, step, *arguments)
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunFolder, "save", last)
-        training.train(config)
 
 
 # ---- clock, modes, paths
 
 
-def test_no_result_depends_on_the_clock(data, tmp_path, monkeypatch, whole):
+def test_no_result_depends_on_the_clock(tiny_data, tmp_path, monkeypatch, whole):
     """It jumps by up to ten years, back and forth, with each look at it."""
     now, choose = time.time, random.Random(0)
     monkeypatch.setattr(time, "time", lambda: now() + choose.randint(-(10**8), 10**8) * 3)
-    training.train(tiny_config(data, tmp_path))
+    training.train(tiny_config(tiny_data, tmp_path))
     assert differences(outcome(tmp_path), whole) == []
 
 
-def test_files_and_folders_have_the_modes_that_the_user_asked_for(data, tmp_path):
+def test_files_and_folders_have_the_modes_that_the_user_asked_for(tiny_data, tmp_path):
     mask = 0o027
     before = os.umask(mask)
     try:
-        training.train(tiny_config(data, tmp_path / "run"))
+        training.train(tiny_config(tiny_data, tmp_path / "run"))
     finally:
         os.umask(before)
     paths = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
@@ -91,20 +71,20 @@ def test_files_and_folders_have_the_modes_that_the_user_asked_for(data, tmp_path
 
 
 @pytest.mark.parametrize("name", ["-ü 画 é", "[*]? 100% a=b", "a.b/../$HOME 'q' \"r\""])
-def test_odd_paths_are_as_good_as_any(tmp_path, whole, name):
+def test_odd_paths_are_as_good_as_any(tmp_path, monkeypatch, whole, name):
     data = write_tiny_data(tmp_path / "data" / name)
     config = tiny_config(data, tmp_path / "run" / name)
-    stopped(config)
+    stopped_after(3, monkeypatch, config)
     training.train(dataclasses.replace(config, resume=True))
     assert differences(outcome(config.output), whole) == []
 
 
-def test_the_folder_may_be_a_symbolic_link(data, tmp_path, whole):
+def test_the_folder_may_be_a_symbolic_link(tiny_data, tmp_path, monkeypatch, whole):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    config = tiny_config(data, tmp_path / "run")
-    stopped(config)
-    train_set = open_dataset(data, "train", semantic="no", training=True, boxes_only=True)
+    config = tiny_config(tiny_data, tmp_path / "run")
+    stopped_after(3, monkeypatch, config)
+    train_set = open_dataset(tiny_data, "train", semantic="no", training=True, boxes_only=True)
     config = training.fit_to_data(config, train_set)
     with (
         RunFolder(dataclasses.replace(config, resume=True), tmp_path / "disk", train_set),
@@ -136,19 +116,19 @@ def as_nobody(*folders: Path):
         os.seteuid(0)
 
 
-def test_a_folder_that_may_only_be_read_is_named(data, tmp_path):
+def test_a_folder_that_may_only_be_read_is_named(tiny_data, tmp_path, monkeypatch):
     output = tmp_path / "run"
-    config = tiny_config(data, output)
+    config = tiny_config(tiny_data, output)
     output.mkdir()
     output.chmod(0o555)
-    with as_nobody(tmp_path, data), pytest.raises(MachineError) as error:
+    with as_nobody(tmp_path, tiny_data), pytest.raises(MachineError) as error:
         training.train(config)
     assert str(output) in error.value.where and error.value.why == "Permission denied" and error.value.fix
     output.chmod(0o755)
-    stopped(config)
+    stopped_after(3, monkeypatch, config)
     for path in (output, output / "checkpoints"):
         path.chmod(0o555)
-    with as_nobody(tmp_path, data), pytest.raises(MachineError) as error:
+    with as_nobody(tmp_path, tiny_data), pytest.raises(MachineError) as error:
         training.train(dataclasses.replace(config, resume=True))
     assert str(output) in error.value.where and error.value.why == "Permission denied"
 
@@ -169,7 +149,7 @@ def test_what_the_disk_says_is_passed_on(tmp_path, monkeypatch, code):
 
 
 @as_root
-def test_a_disk_that_is_really_full(data, tmp_path, whole, capsys):
+def test_a_disk_that_is_really_full(tiny_data, tmp_path, whole, capsys):
     """A file system of 2 MiB, filled up so that some checkpoints fit. With space again, the run goes on."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -177,8 +157,8 @@ def test_a_disk_that_is_really_full(data, tmp_path, whole, capsys):
     if mounted.returncode:
         pytest.skip("cannot mount here")
     try:
-        config = tiny_config(data, disk / "run", keep_checkpoints=99)
-        training.train(tiny_config(data, tmp_path / "size", max_iterations=1))
+        config = tiny_config(tiny_data, disk / "run", keep_checkpoints=99)
+        training.train(tiny_config(tiny_data, tmp_path / "size", max_iterations=1))
         size = sum(path.stat().st_size for path in (tmp_path / "size/checkpoints").rglob("*"))
         (disk / "ballast").write_bytes(bytes(2 * 2**20 - int(3.5 * size) - 65536))
         with pytest.raises(MachineError) as error:
@@ -204,13 +184,13 @@ def limit_with(spare: int) -> int:
 
 
 @pytest.mark.parametrize(("workers", "spares"), [(0, (8, 1)), (2, (32, 6, 1))])
-def test_few_descriptors_are_enough_or_are_told(data, tmp_path, whole, workers, spares):
+def test_few_descriptors_are_enough_or_are_told(tiny_data, tmp_path, whole, workers, spares):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     ends = []
     for spare in spares:
         gc.collect()
         before = len(os.listdir("/proc/self/fd"))
-        config = tiny_config(data, tmp_path / str(spare), workers=workers)
+        config = tiny_config(tiny_data, tmp_path / str(spare), workers=workers)
         limit = limit_with(spare)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -265,12 +245,12 @@ def in_use() -> tuple[int, int, int]:
     return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
-def test_saving_and_evaluating_leak_nothing(data, tmp_path):
+def test_saving_and_evaluating_leak_nothing(tiny_data, tmp_path):
     """Half of the rounds warm up. CASCADEOPS_ROUNDS=2000 is the long form."""
     from models.build import build_from_config
 
-    config = tiny_config(data, tmp_path)
-    dataset = open_dataset(data, "val", semantic="no", boxes_only=True)
+    config = tiny_config(tiny_data, tmp_path)
+    dataset = open_dataset(tiny_data, "val", semantic="no", boxes_only=True)
     config = training.fit_to_data(config, dataset)
     detector = build_from_config(config.arch, config.detector)
     tensors, measured = dict(detector.state_dict()), []

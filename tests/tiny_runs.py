@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from models import recipes
+from models import recipes, training
 from models.checkpoints import checkpoint_folders, read_checkpoint
 from models.recipes import TrainConfig
+from models.resume import RunFolder
 
 VARYING = {"time", "images_per_second", "memory_gib"}
 """Of a line of metrics: what is measured rather than computed."""
@@ -67,6 +69,24 @@ def tiny_config(data: Path, output: Path, **fields) -> TrainConfig:
 def black_picture(*_, **__) -> np.ndarray:
     """For `models.training.save_comparison`, whose drawing takes longer than the rest of such a run."""
     return np.zeros((2, 2, 3), np.uint8)
+
+
+class Killed(BaseException):
+    pass
+
+
+def stopped_after(step: int, patch: pytest.MonkeyPatch, config: TrainConfig) -> None:
+    """The run up to the moment behind its save of a step, as a kill there would leave it."""
+    save = RunFolder.save
+
+    def save_and_die(self, at, *arguments):
+        save(self, at, *arguments)
+        if at == step:
+            raise Killed
+
+    with patch.context() as inner, pytest.raises(Killed):
+        inner.setattr(RunFolder, "save", save_and_die)
+        training.train(config)
 
 
 def flip_a_bit(detector: torch.nn.Module) -> None:
