@@ -9,7 +9,7 @@ import torch
 from test_voc import write_voc
 
 from benchmarks import loader_speed
-from models.data import Augmentation, CocoDataset, evaluation_loader, training_loader
+from models.data import Augmentation, CocoDataset, evaluation_loader, loader, training_loader
 from models.data.dataset import AnnotatedImages
 from models.data.loader import epoch_batches
 from models.data.shapes import ShapesSettings, write_dataset
@@ -115,6 +115,25 @@ def test_ranks_share_the_batches_of_one_process(dataset):
     assert [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)] == one
     with pytest.raises(ValueError, match="divisible by 3 ranks x 1 parts, got 4"):
         training_loader(dataset, 4, seed=1, rank=0, world=3)
+
+
+def test_ranks_share_the_order_of_twenty_epochs(dataset, monkeypatch):
+    """Of 1, 2 and 4 ranks; batches are what they are made of here, (epoch, image) each, and no image is read."""
+    monkeypatch.setattr(loader, "_batch", lambda _, keys, **options: keys)
+
+    def order(world: int) -> list[tuple[int, int]]:
+        ranks = [training_loader(dataset, 4, seed=1, rank=r, world=world, pin_memory=False) for r in range(world)]
+        keys = []
+        for epoch in range(20):
+            for rank in ranks:
+                rank.set_epoch(epoch)
+            keys += [key for step in zip(*ranks, strict=True) for batch in step for key in batch]
+        return keys
+
+    one = order(1)
+    assert order(2) == one and order(4) == one
+    assert len(one) == 20 * 24 and set(one) == {(epoch, image) for epoch in range(20) for image in range(22)}
+    assert len({tuple(image for _, image in one[start : start + 24]) for start in range(0, 480, 24)}) == 20
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 2, "world": 2}, {"rank": -1}], ids=str)

@@ -63,6 +63,33 @@ def test_exif_turns_the_picture_upright(tmp_path, orientation):
         np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0], picture()[::-1, 0])
 
 
+def test_the_content_decides_and_not_the_name(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.jpg")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.jpg").read_bytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), by_pillow(tmp_path / "a.jpg"))
+    assert image_size(tmp_path / "a.png") == (37, 53)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        bytes(range(256)),
+        b"",
+        b"II*\0" + b"\xff" * 60,  # an offset beyond the file
+        b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 40,  # more entries than there are
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04six\0\0\0\0\0",  # an orientation that is a text
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\x03\xe7\0\0\0\0\0\0",  # 999
+    ],
+    ids=["no header", "empty", "far away", "too many", "text", "out of range"],
+)
+def test_rubbish_in_exif_leaves_the_picture_as_it_is_stored(tmp_path, rubbish):
+    Image.fromarray(picture()).save(tmp_path / "a.jpg")
+    plain = (tmp_path / "a.jpg").read_bytes()
+    exif = b"Exif\0\0" + rubbish
+    (tmp_path / "b.jpg").write_bytes(plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:])
+    np.testing.assert_array_equal(read_image(tmp_path / "b.jpg"), by_pillow(tmp_path / "a.jpg"))
+
+
 def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
     grey = picture()[:, :, 0]
     Image.fromarray(grey).save(tmp_path / "grey.png")

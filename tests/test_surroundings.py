@@ -148,6 +148,35 @@ def test_what_the_disk_says_is_passed_on(tmp_path, monkeypatch, code):
     assert [path.name for path in checkpoint_folders(tmp_path)] == ["step-00000001"]
 
 
+def test_a_limit_for_the_size_of_files_is_told(tiny_data, tmp_path, whole, monkeypatch):
+    """RLIMIT_FSIZE, as `ulimit -f` sets it: between the size of the weights and that of a checkpoint. The third refusal ends
+    the run."""
+    config = tiny_config(tiny_data, tmp_path)
+    stopped_after(3, monkeypatch, config)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
+    try:
+        with pytest.raises(MachineError) as error:
+            training.train(dataclasses.replace(config, resume=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.why.startswith("File too large") and str(tmp_path / "checkpoints") in error.value.where
+    assert [read_checkpoint(path).step for path in checkpoint_folders(tmp_path / "checkpoints")] == [1, 2, 3]
+    training.train(dataclasses.replace(config, resume=True))
+    assert differences(outcome(tmp_path), whole) == []
+
+
+def test_a_device_that_is_always_full(tmp_path, monkeypatch):
+    """A checkpoint's files are new ones, so that what is written to them is sent to /dev/full."""
+    write_checkpoint(tmp_path, 1, {}, {})
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda _, content: write(Path("/dev/full"), content))
+    with pytest.raises(MachineError) as error:
+        write_checkpoint(tmp_path, 2, {}, {})
+    assert error.value.why.startswith("No space left on device") and str(tmp_path) in error.value.where
+    assert os.listdir(tmp_path) == ["step-00000001"]
+
+
 @as_root
 def test_a_disk_that_is_really_full(tiny_data, tmp_path, whole, capsys):
     """A file system of 2 MiB, filled up so that some checkpoints fit. With space again, the run goes on."""
