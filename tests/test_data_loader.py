@@ -9,7 +9,7 @@ import torch
 from test_voc import write_voc
 
 from benchmarks import loader_speed
-from models.data import Augmentation, CocoDataset, evaluation_loader, loader, training_loader
+from models.data import Augmentation, CocoDataset, evaluation_loader, training_loader
 from models.data.dataset import AnnotatedImages
 from models.data.loader import epoch_batches
 from models.data.shapes import ShapesSettings, write_dataset
@@ -119,7 +119,7 @@ def test_ranks_share_the_batches_of_one_process(dataset):
 
 def test_ranks_share_the_order_of_twenty_epochs(dataset, monkeypatch):
     """Of 1, 2 and 4 ranks; batches are what they are made of here, (epoch, image) each, and no image is read."""
-    monkeypatch.setattr(loader, "_batch", lambda _, keys, **options: keys)
+    monkeypatch.setattr("models.data.loader._batch", lambda _, keys, **options: keys)
 
     def order(world: int) -> list[tuple[int, int]]:
         ranks = [training_loader(dataset, 4, seed=1, rank=r, world=world, pin_memory=False) for r in range(world)]

@@ -149,8 +149,8 @@ def test_what_the_disk_says_is_passed_on(tmp_path, monkeypatch, code):
 
 
 def test_a_limit_for_the_size_of_files_is_told(tiny_data, tmp_path, whole, monkeypatch):
-    """RLIMIT_FSIZE, as `ulimit -f` sets it: between the size of the weights and that of a checkpoint. The third refusal ends
-    the run."""
+    """RLIMIT_FSIZE, as `ulimit -f` sets it: between the size of the weights and that of a checkpoint. The third
+    refusal ends the run."""
     config = tiny_config(tiny_data, tmp_path)
     stopped_after(3, monkeypatch, config)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
