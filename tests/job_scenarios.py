@@ -22,6 +22,7 @@ from tiny_runs import differences, outcome, tiny_config, write_tiny_data
 
 from models import coco_evaluation, training  # noqa: F401
 from models.checkpoints import checkpoint_folders
+from models.data import annotation_cache, coco
 from models.faster_rcnn import FasterRCNN
 from models.partial_results import PartialResults
 from models.recipes import TrainConfig
@@ -200,6 +201,24 @@ class Scenarios:
         found |= {"first": passes(), "continued": self.run("evaluated", 2, count_passes, **fields)["code"]}
         return found | {"second": passes(), "differences": self.differences("evaluated", "evaluated at once")}
 
+    def reading(self) -> dict:
+        """The ranks that read annotation files, in a job of two that runs twice; the cache takes small files, too."""
+
+        def note_readers(rank: int) -> None:
+            os.environ["CASCADEOPS_CACHE"] = str(self.room / "cache")
+            annotation_cache.SMALLEST = 0
+            read = coco.read_annotations
+
+            def noted(path: Path, boxes_only: bool):
+                with open(self.room / "readers", "a") as file:
+                    print(rank, path.name, file=file)
+                return read(path, boxes_only)
+
+            coco.read_annotations = noted
+
+        codes = [self.run(name, 2, note_readers, max_iterations=1)["code"] for name in ("reading", "reading again")]
+        return {"codes": codes, "readers": (self.room / "readers").read_text().splitlines()}
+
 
 def main() -> None:
     torch.set_num_threads(1)
@@ -213,7 +232,7 @@ def main() -> None:
         gc.freeze()
         scenarios = Scenarios(Path(room), config)
         assert scenarios.run("whole", 2)["code"] == 0
-        names = ("changing", "stopped", "nan", "memory", "worker", "launcher", "evaluation")
+        names = ("changing", "stopped", "nan", "memory", "worker", "launcher", "evaluation", "reading")
         json.dump({name: getattr(scenarios, name)() for name in names}, sys.stdout)
 
 

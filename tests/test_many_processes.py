@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from models import distributed
+from models.distributed import World
 from models.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).parent.parent
@@ -90,3 +92,19 @@ def test_an_interrupted_evaluation_of_two_ranks_goes_on(report):
     assert found["code"] != 0 and {143} <= set(found["codes"].values()) <= {143, -15}
     assert found["first"] == ["0", "1"] and found["second"] == ["0", "1"]
     assert found["continued"] == 0 and found["differences"] == []
+
+
+def test_annotations_are_read_once_a_machine(report):
+    """By the first of two ranks, in the first of two runs."""
+    found = report["reading"]
+    assert found["codes"] == [0, 0]
+    assert found["readers"] == ["0 instances_train.json", "0 instances_val.json"]
+
+
+@pytest.mark.parametrize(("rank", "local_rank", "events"), [(2, 0, ["read", "wait"]), (3, 1, ["wait", "read"])])
+def test_the_first_process_of_a_machine_reads_before_its_others(monkeypatch, rank, local_rank, events):
+    seen = []
+    monkeypatch.setattr(distributed, "wait_for_all", lambda: seen.append("wait"))
+    with distributed.first_on_its_machine(World(rank=rank, size=4, local_rank=local_rank, local_size=2)):
+        seen.append("read")
+    assert seen == events
