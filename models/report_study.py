@@ -13,7 +13,7 @@ from .coco_evaluation import has_masks, mean_precision, precision_table
 from .confusion import ImageQuality, confusion, image_qualities
 from .data import AnnotatedImages, default_dataset, open_dataset
 from .error_kinds import ErrorKinds, error_kinds
-from .errors import DataError, UserError
+from .errors import DataError, UserError, printable
 from .overlaps import image_overlaps
 from .run_record import RunRecord, read_results
 
@@ -87,6 +87,8 @@ def study_run(run: RunRecord, data: Path | None) -> Study | str:
         return _study(run, _dataset(run, data))
     except UserError as error:
         return "; ".join([error.what, *(text for text in (error.where, error.why) if text)]) + "."
+    except OSError as error:  # a name that the system does not take, a folder that may not be read
+        return printable(f"The validation data cannot be read: {error}.")
 
 
 def _dataset(run: RunRecord, data: Path | None) -> AnnotatedImages:

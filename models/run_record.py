@@ -129,7 +129,7 @@ def read_run(folder: Path) -> RunRecord:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError("what the run has written cannot be read", where=config, why=error) from error
     lines = [_numbers(values) for _, values in metric_lines(folder / "metrics.jsonl")]
-    lines = [line for line in lines if line["step"] >= 0 and line.get("images", 0) >= 0]  # no NaN either
+    lines = [line for line in lines if line.get("step", -1) >= 0 and line.get("images", 0) >= 0]  # no NaN
     starts = [values for values in _json_lines(folder / STARTS) if _is_time(values.get("time"))]
     return RunRecord(
         folder,

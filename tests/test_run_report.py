@@ -225,6 +225,13 @@ def test_data_of_other_classes_are_not_taken(tmp_path, data):
     assert "the run knows 2 classes, the data 3" in study_run(read_run(run), None)
 
 
+def test_data_whose_name_no_file_system_takes_are_told_like_those_that_are_gone(tmp_path, data):
+    run = write_run(tmp_path / "first", data)
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"val_split": "x" * 300}))
+    assert "File name too long" in study_run(read_run(run), None)
+
+
 def test_a_run_that_was_interrupted(tmp_path, data):
     run = write_run(tmp_path / "first", data, steps=5)
     with open(run / "metrics.jsonl", "a") as file:
@@ -332,8 +339,9 @@ def test_words_that_are_no_unicode_are_shown_as_their_numbers(tmp_path, data, ca
 
 def test_metrics_and_starts_of_any_kind_are_survived(tmp_path, data):
     run = write_run(tmp_path / "first", data)
-    lines = [{"step": 10**400}, {"step": -1}, {"step": 8, "loss": "x", "epoch": 1e300, "time": -1e300, "lr": [1]},
-             {"step": 9, "loss": True, "images": None}, {"step": 10, "time": 1e299, "memory_gib": -5}]  # fmt: skip
+    lines = [{"step": 10**400}, {"step": -1}, {"step": True}, {"step": 9, "loss": True, "images": None},
+             {"step": 8, "loss": "x", "epoch": 1e300, "time": -1e300, "lr": [1]},
+             {"step": 10, "time": 1e299, "memory_gib": -5}]  # fmt: skip
     with open(run / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     starts = [
