@@ -268,10 +268,7 @@ def save_comparison(
             [[x, y, x + width, y + height] for x, y, width, height in (o["bbox"] for o in objects)],
             [label_of[o["category_id"]] for o in objects],
             dataset.class_names,
-            masks=[
-                truth_rle(o["segmentation"], record["height"], record["width"]) for o in objects if "segmentation" in o
-            ]
-            or None,
+            masks=[truth_rle(o.get("segmentation"), record["height"], record["width"]) for o in objects] or None,
         )
         found = predict(detector, image, resize=resize, tta=tta)
         shown = (found.scores >= score_threshold).nonzero()[:, 0]

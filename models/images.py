@@ -150,6 +150,7 @@ def _open(path: str | os.PathLike) -> Image.Image:
     try:
         check_regular(path)
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are damaged and not needed
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(path, formats=FORMATS)
     except FileNotFoundError as error:

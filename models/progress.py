@@ -201,7 +201,7 @@ def metric_lines(path: Path) -> Iterator[tuple[str, dict]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             values = json.loads(line)
-            if line.endswith("\n") and isinstance(values["step"], int):
+            if line.endswith("\n") and type(values["step"]) is int:  # not true or false
                 yield line, values
         except (ValueError, KeyError, TypeError, RecursionError):
             continue

@@ -9,7 +9,6 @@ from PIL import Image
 
 from .coco_evaluation import bytes_rle, truth_rle
 from .confusion import SCORE, ImageQuality
-from .data.segmentation import usable_polygons
 from .errors import UserError
 from .page import Html, escape, join, picture, tag
 from .report_study import Study
@@ -60,7 +59,7 @@ class Pictures:
         objects = [truth for truth in self._truth.get(image_id, ()) if not truth.get("iscrowd")]
         masks = None
         if objects and "segm" in self._studies[0].entries:
-            masks = [truth_rle(_usable(truth["segmentation"]), *image.shape[:2]) for truth in objects]
+            masks = [truth_rle(truth.get("segmentation"), *image.shape[:2]) for truth in objects]
         return self._drawn(image, objects, None, masks)
 
     def _with_found(self, image: np.ndarray, image_id: int, number: int) -> np.ndarray:
@@ -86,10 +85,6 @@ def _by_image(entries: Sequence[Mapping]) -> dict[int, list[Mapping]]:
     for entry in entries:
         result.setdefault(entry["image_id"], []).append(entry)
     return result
-
-
-def _usable(segmentation: list | Mapping) -> list | Mapping:
-    return usable_polygons(segmentation) if isinstance(segmentation, list) else segmentation
 
 
 def _with_box(entry: Mapping) -> dict:

@@ -60,7 +60,9 @@ def test_it_goes_on_behind_what_is_done(clean_tree, monkeypatch, tmp_path):
     assert len(json.loads((tmp_path / "r.json").read_text())["runs"]) == 3
     rest = []
     learning.train_all(tmp_path / "r.json", lambda options: rest.append(options) or made_up(options))
-    everything = [[*o, *learning.budget(250), f"--seed={seed}"] for seed in (0, 1, 2) for o in learning.ROWS.values()]
+    everything = [
+        [*o, *learning.budget(learning.STEPS), f"--seed={seed}"] for seed in (0, 1, 2) for o in learning.ROWS.values()
+    ]
     assert asked + rest == everything
     learning.train_all(tmp_path / "r.json", lambda options: pytest.fail("all is done"))
     with pytest.raises(SystemExit, match="is of another steps, budget; move it away"):

@@ -7,18 +7,17 @@ import os
 import shutil
 import signal
 
-import numpy as np
 import pytest
 import torch
-from tiny_runs import differences, outcome, tiny_config, write_tiny_data
+from tiny_runs import Killed, black_picture, differences, outcome, stopped_after, tiny_config, write_tiny_data
 
 from models import checkpoints, training, training_step
 from models.checkpoints import checkpoint_folders, read_checkpoint, write_checkpoint
 from models.config_files import as_json, config_from_json, read_config, starting_points
 from models.errors import DataError, MachineError, UsageError
 from models.interrupts import Interrupted
-from models.recipes import TrainConfig, presets
-from models.resume import PARTS, STATE, RunFolder
+from models.recipes import presets
+from models.resume import PARTS, STATE
 from models.run_folder import owned_folder
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -29,27 +28,9 @@ def whole(tiny_data, tmp_path_factory):
     """What a run gives that is never stopped."""
     output = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_comparison", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+        patch.setattr(training, "save_comparison", black_picture)
         training.train(tiny_config(tiny_data, output))
     return outcome(output)
-
-
-class Killed(BaseException):
-    pass
-
-
-def stopped_after(step: int, patch: pytest.MonkeyPatch, config: TrainConfig) -> None:
-    """The run up to the moment behind its save of a step, as a kill there would leave it."""
-    save = RunFolder.save
-
-    def save_and_die(self, at, *arguments):
-        save(self, at, *arguments)
-        if at == step:
-            raise Killed
-
-    with patch.context() as inner, pytest.raises(Killed):
-        inner.setattr(RunFolder, "save", save_and_die)
-        training.train(config)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
