@@ -13,6 +13,10 @@ from typing import BinaryIO, NamedTuple
 
 MAX_OPERATIONS = 400_000
 """A training state of 1,500 tensors and its optimizer take 150,000; this many take about half a second."""
+MAX_DEPTH = 1000
+"""Of tuples in tuples; those of weights files are 4 deep."""
+MAX_HEIGHT = 100_000
+"""Of what waits to be put together; pickle itself puts dicts and lists together in thousands."""
 SCALARS = (str, bytes, int, float, bool, type(None))
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 IGNORED = {"PROTO", "FRAME"}
@@ -77,6 +81,7 @@ def _run(file: BinaryIO) -> object:
     stack: list[object] = []
     marks: list[int] = []  # heights of the stack
     memo: dict[int, object] = {}
+    depths: dict[int, int] = {}  # of a tuple by its id, which a later one may have again, and then writes anew
 
     def items() -> list[object]:
         """What was pushed since the last mark."""
@@ -85,9 +90,18 @@ def _run(file: BinaryIO) -> object:
         del stack[start:]
         return found
 
+    def checked_tuple(found: list[object]) -> tuple:
+        made = tuple(found)
+        depths[id(made)] = 1 + max((depths.get(id(part), 0) for part in found if type(part) is tuple), default=0)
+        if depths[id(made)] > MAX_DEPTH:
+            raise PickleFault(f"tuples in tuples, more than {MAX_DEPTH:,} deep")
+        return made
+
     for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
         if count == MAX_OPERATIONS:
             raise PickleFault(f"it has more than {MAX_OPERATIONS:,} operations")
+        if len(stack) > MAX_HEIGHT:
+            raise PickleFault(f"it puts more than {MAX_HEIGHT:,} values together at once")
         name = operation.name
         if name in PUSH_ARGUMENT:
             stack.append(argument)
@@ -100,14 +114,14 @@ def _run(file: BinaryIO) -> object:
         elif name == "MARK":
             marks.append(len(stack))
         elif name == "TUPLE":
-            stack.append(tuple(items()))
+            stack.append(checked_tuple(items()))
         elif name in TUPLES:
             size = TUPLES[name]
             found = stack[len(stack) - size :]
             if len(found) != size:
                 raise PickleFault("a tuple of more than there is")
             del stack[len(stack) - size :]
-            stack.append(tuple(found))
+            stack.append(checked_tuple(found))
         elif name in CONSTANTS:
             stack.append(CONSTANTS[name])
         elif name == "EMPTY_DICT":
