@@ -36,10 +36,11 @@ export CASCADEOPS_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 train: $(VENV)/.detect
 	$(run) -m models.train --arch scnet $(ARGS)
 
-# There are more threads than cores: those that wait sleep, instead of spinning on the time of the others.
+# There are more threads than cores: those that wait sleep, instead of spinning on the time of the others. Files in the
+# order of their names: those of few tests, which would come last, are the longest.
 test: export OMP_WAIT_POLICY = passive
 test: $(VENV)/.test
-	$(run) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(run) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 # The programs ask PyTorch for large pages, so everything here is timed with them.
 bench record: export THP_MEM_ALLOC_ENABLE ?= 1
