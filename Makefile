@@ -52,8 +52,10 @@ bench: $(VENV)/.bench
 record: $(VENV)/.bench
 	scripts/record_benchmarks.sh $(run) $(NAME)
 
-# Of each operator with a CUDA kernel its own tests; of a test with many cases some of them.
-cuda_tests := $(wildcard $(patsubst csrc/cuda/%.cu,tests/test_%.py,$(wildcard csrc/cuda/*.cu)))
+# Of each operator with a CUDA kernel its own tests; of a test with many cases some of them. (test_faults.py is about
+# training; the tests of csrc/cuda/faults.cu are test_device_faults.py.)
+operators_on_cuda := $(filter-out faults,$(patsubst csrc/cuda/%.cu,%,$(wildcard csrc/cuda/*.cu)))
+cuda_tests := $(wildcard $(patsubst %,tests/test_%.py,$(operators_on_cuda)))
 emulate-cuda: $(VENV)/.test
 	$(run) scripts/emulate_cuda.py
 	$(run) -m pytest -q tests/test_emulated_cuda.py
