@@ -98,7 +98,7 @@ def _array(record: object, budget: _Budget) -> Tensor | None:
         return torch.empty(shape, dtype=dtype)
     flat = torch.frombuffer(bytearray(data), dtype=dtype)
     if fortran:
-        return flat.view(shape[::-1]).permute(*reversed(range(len(shape)))).contiguous()
+        return flat.view(shape[::-1]).permute(tuple(reversed(range(len(shape))))).contiguous()
     return flat.view(shape)
 
 
