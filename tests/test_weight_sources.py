@@ -375,6 +375,7 @@ def test_a_paddle_file_that_numpy_wrote_in_fortran_order(tmp_path):
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"a": array}, 2))
     assert np.array_equal(read_contents(tmp_path / "a.pdparams").state["a"].numpy(), array)
     scalar = pickle.dumps({"a": np.array(3, np.float32)}, 2)
-    assert scalar.count(pickle.NEWFALSE) == 1  # "not in Fortran order"; a file may say that a single number is
-    (tmp_path / "b.pdparams").write_bytes(scalar.replace(pickle.NEWFALSE, pickle.NEWTRUE))
+    order = pickle.BUILD + pickle.NEWFALSE  # "not in Fortran order", behind the type; a file may say that it is
+    assert scalar.count(order) == 1
+    (tmp_path / "b.pdparams").write_bytes(scalar.replace(order, pickle.BUILD + pickle.NEWTRUE))
     assert read_contents(tmp_path / "b.pdparams").state["a"].item() == 3
