@@ -77,6 +77,14 @@ def test_parts_of_a_voc_folder_whose_names_are_no_numbers(tmp_path, names):
         VocDataset(folder, "none", boxes_only=True)
 
 
+def test_two_years_whose_names_are_no_numbers(tmp_path):
+    for year in (2007, 2012):
+        write_voc(tmp_path, year, dict.fromkeys(("img_a", "img_b"), OF_2007["000005"]))
+    joined = open_dataset(tmp_path, "trainval2007+trainval2012", boxes_only=True)
+    ids = [joined.image_info(index).image_id for index in range(len(joined))]
+    assert ids == [2007000000001, 2007000000002, 2012000000001, 2012000000002]
+
+
 def test_the_usual_recipe_of_voc_trains_on_both_years(devkit, tmp_path):
     recipe = presets("faster_rcnn")["voc"]
     assert (recipe.train_split, recipe.val_split) == ("trainval2007+trainval2012", "test2007")

@@ -102,7 +102,7 @@ class VocDataset(AnnotatedImages):
     ) -> None:
         year, split = _year_and_name(split)
         folder = year_folder(existing_folder(root), year)
-        year = year or (int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None)
+        year = year or _year_of(folder)
         file = folder / (annotation_file or f"Annotations/pascal_{split}{year or ''}.json")
         self._folder, self._boxes_only = folder, boxes_only
         self._from_json = annotation_file is not None or (not boxes_only and file.is_file())
@@ -145,6 +145,10 @@ def year_folder(root: Path, year: int | None = None) -> Path:
             fix="give the split's year, as trainval2007 or trainval2007+trainval2012; or the folder of one year",
         )
     return chosen[0]
+
+
+def _year_of(folder: Path) -> int | None:
+    return int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None
 
 
 def _image_set(folder: Path, split: str, boxes_only: bool) -> Path:
@@ -219,13 +223,13 @@ def _image_ids(annotations: Path) -> dict[str, int]:
     """By name, of all images of a folder, so that an image has the same id in each list.
 
     VOC's own names are numbers, which its COCO-style files take as ids, too: 2007_000027 is 2007000027. Names of which
-    one is none, or two are the same, count by their order.
+    one is none, or two are the same, count by their order, from 2012000000001 in VOC2012: no id is one of another year.
     """
     names = sorted(path.relative_to(annotations).with_suffix("").as_posix() for path in annotations.glob("**/*.xml"))
     numbers = {int(name.replace("_", "")) for name in names if re.fullmatch(r"_*\d[\d_]{0,17}", name)}
     if len(numbers) == len(names):
         return {name: int(name.replace("_", "")) for name in names}
-    return {name: number for number, name in enumerate(names, 1)}
+    return {name: number for number, name in enumerate(names, (_year_of(annotations.parent) or 0) * 10**9 + 1)}
 
 
 def listed_names(image_set: Path) -> list[str]:
