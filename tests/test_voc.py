@@ -151,9 +151,11 @@ def test_boxes_alone_make_batches_without_masks(voc):
     assert sorted(batch.gt_labels.reshape(-1).tolist()) == [0, 11]
 
 
-def test_years(voc):
+def test_years(voc, monkeypatch):
     folder = write_voc(voc.parent, 2007)
     assert VocDataset(folder, "val", boxes_only=True).voc.eleven_points
+    monkeypatch.chdir(folder)
+    assert VocDataset(".", "val", boxes_only=True).voc.eleven_points
     assert VocDataset(voc.parent, "voc_2007_val").root == folder
     with pytest.raises(DataError, match=r"several years[\s\S]*VOC2007, VOC2012"):
         VocDataset(voc.parent, "val")

@@ -131,7 +131,7 @@ def _year_and_name(split: str) -> tuple[int | None, str]:
 
 def year_folder(root: Path, year: int | None = None) -> Path:
     """The folder of a year in a VOCdevkit, or `root` itself. DataError where there is none, or more than one."""
-    if _is_year(root) and (year is None or not re.fullmatch(r"VOC\d{4}", root.name) or root.name == f"VOC{year}"):
+    if _is_year(root) and (year is None or _year_of(root) in (None, year)):
         return root
     if _is_year(root):
         raise DataError("the folder is of another year", where=root, why=f"asked for is {year}", fix=f"{root.parent}")
@@ -148,7 +148,8 @@ def year_folder(root: Path, year: int | None = None) -> Path:
 
 
 def _year_of(folder: Path) -> int | None:
-    return int(folder.name[3:]) if re.fullmatch(r"VOC\d{4}", folder.name) else None
+    name = folder.absolute().name  # the folder may be given as "."
+    return int(name[3:]) if re.fullmatch(r"VOC\d{4}", name) else None
 
 
 def _image_set(folder: Path, split: str, boxes_only: bool) -> Path:
