@@ -109,7 +109,8 @@ class TrainConfig:
     a processor that errs; 0: never. For CPUs, and GPUs whose kernels all add in a fixed order."""
     rank_timeout: float = 600.0
     """Seconds without progress of a process after which the run ends, naming process, step and stacks. What takes long
-    by nature (saving, evaluating, the first step) has longer."""
+    by nature (saving, evaluating, the first step) has longer. Below 500, the run ends before a process that hangs twice
+    while it reads the same images is named with them."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes CUDA where it is, each process of a job a GPU of its own."""
     workers: int = 2
