@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .devices import choose_device
 from .errors import DataError, MachineError, UsageError, UserError
+from .processes import identity
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells each process."""
@@ -87,35 +88,45 @@ def own_device(name: str, world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
-@contextlib.contextmanager
-def joined(world: World, device: torch.device, timeout: float) -> Iterator[dist.Store | None]:
-    """While the block runs, the processes can speak to each other: tensors of the CPU over gloo, of GPUs over NCCL.
+def meet(world: World) -> tuple[dist.Store, dist.Store] | tuple[None, None]:
+    """Returns when all processes of the job have come.
 
-    Args:
-        timeout: seconds after which a process that is waited for is given up.
-
-    Yields:
-        A store that all of them read and write, by a connection that is used for nothing else; None in a world of one.
+    Returns:
+        Two connections to a store of this start of the job, which has the `identity` of each process under
+        process/{rank}: for `joined`, and for the watchdog. None in a world of one.
 
     Raises:
         MachineError: some process has not come.
     """
     if world.size == 1:
-        yield None
-        return
-    on_gpu = device.type == "cuda"
+        return None, None
     store = _connect(serve=world.main and not _agent_serves())
     start = _agreed_name(store, world)
+    return dist.PrefixStore(start, store), dist.PrefixStore(start, _connect(serve=False))
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device, store: dist.Store | None, timeout: float) -> Iterator[None]:
+    """While the block runs, the processes can speak to each other: tensors of the CPU over gloo, of GPUs over NCCL.
+
+    Args:
+        store: where they have met.
+        timeout: seconds after which a process that is waited for is given up.
+    """
+    if store is None:
+        yield
+        return
+    on_gpu = device.type == "cuda"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore(f"{start}/group", store),
+        store=dist.PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
         timeout=datetime.timedelta(seconds=timeout),
         device_id=device if on_gpu else None,
     )
     try:
-        yield dist.PrefixStore(f"{start}/watchdog", _connect(False))
+        yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -151,16 +162,19 @@ def _agreed_name(store: dist.Store, world: World) -> str:
 
     torchrun keeps its store when it starts a job again, with the addresses of processes that have ended, and the number
     of restarts that it tells them differs between machines. So each process asks under a name of its own, which only
-    a main process that lives now answers.
+    a main process that lives now answers. Under the name that is agreed on, process/{rank} says which process each is,
+    by which the watchdog finds one that is stopped before it has joined the others.
     """
     name = secrets.token_hex(8)
-    if not world.main:
+    if world.main:
+        store.set(f"{name}/process/0", json.dumps(identity()))
+    else:
         store.set(f"hello/{world.rank}", name)
         try:
             agreed = store.get(f"welcome/{name}").decode()
         except RuntimeError as error:
             raise _not_met(f"rank 0 has not come within {MEETING:.0f} s") from error
-        store.set(f"here/{agreed}/{world.rank}", "")
+        store.set(f"{agreed}/process/{world.rank}", json.dumps(identity()))
         return agreed
     deadline = time.monotonic() + MEETING
     missing = set(range(1, world.size))
@@ -168,7 +182,7 @@ def _agreed_name(store: dist.Store, world: World) -> str:
         for rank in missing:
             if store.check([f"hello/{rank}"]):
                 store.set("welcome/" + store.get(f"hello/{rank}").decode(), name)
-        missing = {rank for rank in missing if not store.check([f"here/{name}/{rank}"])}
+        missing = {rank for rank in missing if not store.check([f"{name}/process/{rank}"])}
         if missing and time.monotonic() > deadline:
             raise _not_met(f"ranks {sorted(missing)[:20]} have not come within {MEETING:.0f} s")
         time.sleep(0.01 if missing else 0)

@@ -144,6 +144,7 @@ def train_together(
             note_start(output, device, iteration, train_set, val_set)
             describe_run(config, detector, train_set, val_set, device, world, total, iteration)
         while True:
+            watchdog.note(iteration, "waiting")  # for the main process's answer, and its buffers
             # A run may have been stopped between a checkpoint and its evaluation.
             if evaluation_is_due(config, iteration, steps_per_epoch, total) and share(
                 world.main and iteration not in evaluations(log.path)

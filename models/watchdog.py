@@ -52,8 +52,9 @@ class Watchdog:
 
     Args:
         rank, size: of this process, and how many there are.
-        store: of the job, by a connection of its own: on one that is shared, whoever waits for a key keeps it from us.
-            None: a single process, which is watched all the same.
+        store: of the job, with the `identity` of every process under process/{rank}, by a connection of its own: on
+            one that is shared, whoever waits for a key keeps it from us. None: a single process, which is watched all
+            the same.
         timeout: seconds without progress that are a hang; what takes longer by nature has its limit in LIMITS.
     """
 
@@ -65,7 +66,7 @@ class Watchdog:
         self._process = identity()
         self._lost = 0.0
         self._known: dict[int, tuple[dict, float]] = {}  # by rank: its last note, and when it came
-        self._store_time = self._start = self._now()
+        self._store_time = self._now()
         self._store_fault: str | None = None
         self._verdict: dict | None = None  # what the job ends for
         self._proposed: dict | None = None
@@ -113,14 +114,17 @@ class Watchdog:
 
     def _exchange(self) -> None:
         ranks = [rank for rank in range(self._size) if rank != self._rank] if self._watcher else []
-        missing = set(ranks)
+        without_note = set(ranks)
         while True:
             leaving = self._leaving.is_set()
             try:
                 self._store.set(f"note/{self._rank}", json.dumps(self._described()))
-                missing = {rank for rank in missing if not self._store.check([f"note/{rank}"])}
-                present = [rank for rank in ranks if rank not in missing]
-                for rank, note in zip(present, self._read([f"note/{rank}" for rank in present]), strict=True):
+                without_note = {rank for rank in without_note if not self._store.check([f"note/{rank}"])}
+                keys = {rank: f"process/{rank}" if rank in without_note else f"note/{rank}" for rank in ranks}
+                known = [rank for rank in ranks if rank not in without_note or self._store.check([keys[rank]])]
+                for rank, note in zip(known, self._read([keys[rank] for rank in known]), strict=True):
+                    if rank in without_note:  # stopped, perhaps, before its watchdog has begun
+                        note |= {"step": 0, "what": "starting", "idle": 0.0}
                     if rank not in self._known or self._known[rank][0] != note:
                         self._known[rank] = (note, self._now())
                 if self._proposed is not None:  # the first one is everybody's
@@ -179,10 +183,6 @@ class Watchdog:
         culprits = {rank: found for rank, found in ranks.items() if self._is_over(*found)}
         if culprits:
             return self._report("the job hangs", culprits, ranks)
-        # They have met, and are about to join the group of processes; with a thousand of them that takes a while.
-        if self._watcher and self._size > len(ranks) and self._now() - self._start > 2 * self._timeout:
-            absent = sorted(set(range(self._size)) - ranks.keys())
-            return self._report(f"the job hangs: ranks {absent} have not started", {}, ranks)
         if self._watcher and self._size > 1 and len(ranks) == self._size and self._all_wait(ranks):
             odd = _odd_ones(ranks)
             why = "" if odd else ", at the same place: the network, or tensors whose shapes differ between them"
@@ -192,8 +192,8 @@ class Watchdog:
     def _is_over(self, note: dict, silence: float) -> bool:
         if note["what"] == ENDED:
             return False
-        waits = note["what"] in WAITING and self._size > 1
         silent = silence > max(self._timeout, 4 * BEAT)  # on a busy machine a beat or two may be late
+        waits = note["what"] in WAITING and self._size > 1
         return silent or (not waits and note["idle"] + silence > self._limit(note["what"]))
 
     def _all_wait(self, ranks: dict) -> bool:
@@ -259,13 +259,12 @@ class Watchdog:
 @contextlib.contextmanager
 def watched(world: World, device: torch.device, timeout: float) -> Iterator[Watchdog]:
     """While the block runs, the processes of the job can speak to each other (`distributed.joined`) and are watched."""
-    from .distributed import joined
+    from .distributed import joined, meet
 
+    store, own_store = meet(world)
     # Who waits too long is for the watchdog to say, which knows for what; a collective's own timeout comes later.
-    with (
-        joined(world, device, max(LIMITS.values()) + timeout) as store,
-        Watchdog(world.rank, world.size, store, timeout) as watchdog,
-    ):
+    last = max(LIMITS.values()) + timeout
+    with Watchdog(world.rank, world.size, own_store, timeout) as watchdog, joined(world, device, store, last):
         yield watchdog
 
 

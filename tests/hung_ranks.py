@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
+from models.processes import identity
 from models.watchdog import EXIT_CODE, Watchdog
 
 SHAPES = "another shape: gloo aborts"
@@ -42,6 +43,7 @@ def rank_of_job(rank: int, size: int, port: int, kind: str, culprit: int, step: 
         store = TCPStore("127.0.0.1", port, None, False, datetime.timedelta(seconds=60), wait_for_workers=False)
         return PrefixStore(f"{begun.name}/{name}", store)
 
+    connection("watchdog").set(f"process/{rank}", json.dumps(identity()))
     torch.distributed.init_process_group("gloo", store=connection("group"), rank=rank, world_size=size)
     with Watchdog(rank, size, connection("watchdog"), timeout) as dog:
         for now in range(STEPS):

@@ -124,6 +124,26 @@ class Scenarios:
         found = self.run("stopped", 2, before_step(stopped), rank_timeout=5.0)
         return found | self.continued("stopped", rank_timeout=5.0)
 
+    def stopped_elsewhere(self) -> dict:
+        """Rank 1: where the processes join their group, and where the main one has something to tell before it
+        evaluates."""
+
+        def stop(*_, **__) -> None:
+            self.fault()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+        def at_joining(rank: int) -> None:
+            if rank == 1:
+                torch.distributed.init_process_group = stop
+
+        def at_evaluation(rank: int) -> None:
+            is_due = training.evaluation_is_due
+            if rank == 1:
+                training.evaluation_is_due = lambda *position: is_due(*position) and stop()
+
+        places = {"joining": at_joining, "evaluation": at_evaluation}
+        return {name: self.run(f"stopped at {name}", 2, prepare, rank_timeout=5.0) for name, prepare in places.items()}
+
     def nan(self) -> dict:
         def not_finite(rank: int, step: int, parts, detector) -> None:
             if (rank, step) == (1, 2):
@@ -232,7 +252,17 @@ def main() -> None:
         gc.freeze()
         scenarios = Scenarios(Path(room), config)
         assert scenarios.run("whole", 2)["code"] == 0
-        names = ("changing", "stopped", "nan", "memory", "worker", "launcher", "evaluation", "reading")
+        names = (
+            "changing",
+            "stopped",
+            "stopped_elsewhere",
+            "nan",
+            "memory",
+            "worker",
+            "launcher",
+            "evaluation",
+            "reading",
+        )
         json.dump({name: getattr(scenarios, name)() for name in names}, sys.stdout)
 
 

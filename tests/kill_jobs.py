@@ -82,7 +82,12 @@ def kill_and_compare(room: Path, wanted: int, choose: random.Random) -> dict:
         with contextlib.suppress(ProcessLookupError):
             if victim:
                 os.kill(victim, number)
-        code = end_of_job(launcher)
+        try:
+            code = end_of_job(launcher)
+        except TimeoutError as error:
+            logs = "".join(log.read_text(errors="replace")[-1500:] for log in room.glob("log.[01]"))
+            wrong.append(f"{kind} (process {victim}): {error}: {logs}")
+            continue
         codes[f"{kind}: {code}"] += 1
         taken = time.monotonic() - sent
         logs = "".join(log.read_text(errors="replace") for log in room.glob("log.[01]"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from models.processes import identity
 from models.watchdog import BEAT, EXIT_CODE, Watchdog, _odd_ones
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,8 @@ def three_ranks(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     store = Notes()
+    for rank in range(3):
+        store.set(f"process/{rank}", json.dumps(identity()))
     dogs = [Watchdog(rank, 3, store, timeout=10.0) for rank in range(3)]
     for dog in dogs:
         dog._parent = os.getppid()
@@ -164,12 +167,11 @@ def test_all_wait_at_one_place(three_ranks):
     assert "culprit" not in text and "at the same place: the network, or tensors whose shapes differ" in text
 
 
-def test_a_rank_that_never_came(three_ranks):
-    dogs, after = three_ranks
-    for dog in dogs:
-        dog.note(1, "all-reduce")
-    assert after(19, silent=(1,)) is None
-    assert "ranks [1] have not started" in after(3, silent=(1,))
+def test_a_rank_stopped_before_its_watchdog_begins_is_named(three_ranks):
+    _, after = three_ranks
+    assert after(10, silent=(1,)) is None
+    where = rf"culprit: rank 1 \(process {os.getpid()} on \S+\), step 0, starting, when last heard of 1[0-9] s ago"
+    assert re.search(where, after(2, silent=(1,)))
 
 
 def test_the_odd_one_out():
