@@ -195,9 +195,13 @@ def load_detector(path: str | os.PathLike) -> tuple[nn.Module, dict]:
 
 
 def check_size(arch: str, config, state: dict[str, Tensor], where: object) -> None:
-    """DataError if a detector of this configuration has more numbers than the file: it is not built then."""
-    with torch.device("meta"), _Uninitialised():
-        described = build_from_config(arch, config).state_dict()
+    """DataError if there is no detector of this configuration, or it has more numbers than the file: it is not built
+    then."""
+    try:
+        with torch.device("meta"), _Uninitialised():
+            described = build_from_config(arch, config).state_dict()
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError("the configuration of this file describes no detector", where=where, why=error) from error
     needed, there = (sum(value.numel() for value in values.values()) for values in (described, state))
     if needed > there + len(described):  # the counters of norms may be missing
         why = f"its configuration describes a detector of {needed:,} numbers, and it holds {there:,}"

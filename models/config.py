@@ -305,11 +305,10 @@ DETECTOR_CONFIGS = {
 def _check_sizes(config) -> None:
     check_choice("arithmetic", config.arithmetic, ARITHMETICS)
     check_bounded(config)
-    for name in ("num_classes", "channels", "box_channels", "num_samples", "max_detections"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def _check_stages(config) -> None:
     if len({len(config.stage_iou), len(config.stage_weights), len(config.stage_stds)}) != 1:
         raise ValueError("stage_iou, stage_weights and stage_stds must have one entry a stage each")
+    if any(len(stds) != 4 for stds in config.stage_stds):
+        raise ValueError(f"stage_stds must have four entries a stage, got {config.stage_stds}")

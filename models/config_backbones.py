@@ -5,7 +5,7 @@ Nothing here imports torch: `--help` is built from these classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 
@@ -17,19 +17,38 @@ def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
 
 MOST_LAYERS = 1000
 MOST_UNITS = 1_000_000
+LEAST = {"allowed_border": -1} | dict.fromkeys(("deep_stem", "frozen_stages", "mask_convs", "semantic_convs"), 0)
+"""Of whole numbers; of all others 1."""
+ABOVE_ZERO = ("anchor_scale", "anchor_ratios", "finest_size", "box_stds", "stage_stds")
+SHARES = ("_iou", "_threshold", "_fraction")
+"""Ends of the names of what lies between 0 and 1."""
 
 
 def check_bounded(config: object) -> None:
     """ValueError for a number that no network has: a configuration may come with a stranger's weights, and one of a
     billion layers would be built until the memory is full."""
     for field in fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            most = MOST_LAYERS if field.name.endswith(("layers", "convs", "blocks", "scale")) else MOST_UNITS
-            if type(number) is int and abs(number) > most:
-                raise ValueError(f"{field.name} must be at most {most:,}, got {number}")
-        if isinstance(value, tuple) and len(value) > 100:
-            raise ValueError(f"{field.name} must have at most 100 entries, got {len(value)}")
+        name, value = field.name, getattr(config, field.name)
+        if isinstance(value, tuple) and not 0 < len(value) <= 100 and name != "semantic_fusion":
+            raise ValueError(f"{name} must have 1 to 100 entries, got {len(value)}")
+        for number in _numbers(value):
+            if "int" in field.type:
+                least = LEAST.get(name, 1)
+                most = MOST_LAYERS if name.endswith(("layers", "convs", "blocks", "scale")) else MOST_UNITS
+            else:
+                least, most = 0, 1 if name.endswith(SHARES) else MOST_UNITS
+            if name in ABOVE_ZERO and not number > 0:
+                raise ValueError(f"{name} must be above 0, got {number}")
+            if not least <= number <= most:
+                raise ValueError(f"{name} must be {least:,} to {most:,}, got {number}")
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif type(value) in (int, float):
+        yield value
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ class Watchdog:
         self._store_fault: str | None = None
         self._verdict: dict | None = None  # what the job ends for
         self._proposed: dict | None = None
-        self._wake, self._leaving = threading.Event(), threading.Event()
+        self._wake, self._leaving, self._left = threading.Event(), threading.Event(), threading.Event()
+        self._waits_for_ends = False
         self.note(0, "starting")
 
     def note(self, step: int, what: str) -> None:
@@ -88,12 +89,17 @@ class Watchdog:
             thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         self.note(self._at[0], ENDED)
+        # One that is stopped now would keep the launcher waiting, with nobody left to say so.
+        self._waits_for_ends = kind is None and self._watcher and self._store is not None
         self._leaving.set()
         self._wake.set()
-        for thread in self._threads:
-            thread.join(2.0)  # a store that is gone must not keep a run that is done
+        judge, *exchange = self._threads
+        for thread in exchange:
+            thread.join(None if self._waits_for_ends else 2.0)  # after an error nobody is waited for
+        self._left.set()
+        judge.join(2.0)
         faulthandler.unregister(signal.SIGUSR2)
 
     def _now(self) -> float:
@@ -135,10 +141,13 @@ class Watchdog:
             except RuntimeError as error:  # DistError: the store's process has ended; a connection is not made again
                 self._store_fault = str(error).splitlines()[0]
                 return
-            if leaving:
+            if leaving and not (self._waits_for_ends and self._others_work()):
                 return
-            self._wake.wait(BEAT)
+            self._wake.wait(0.1 if leaving else BEAT)
             self._wake.clear()
+
+    def _others_work(self) -> bool:
+        return len(self._known) < self._size - 1 or any(note["what"] != ENDED for note, _ in self._known.values())
 
     def _read(self, keys: list[str]) -> list[dict]:
         return [json.loads(value) for value in self._store.multi_get(keys)] if keys else []
@@ -148,7 +157,7 @@ class Watchdog:
     def _judge(self) -> None:
         pause = min(0.25, self._timeout / 10)
         before = time.monotonic()
-        while not self._leaving.wait(pause):
+        while not self._left.wait(pause):
             now = time.monotonic()
             if now - before > SUSPENDED:
                 self._lost += now - before

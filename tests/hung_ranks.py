@@ -18,6 +18,7 @@ import os
 import random
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -43,9 +44,10 @@ def rank_of_job(rank: int, size: int, port: int, kind: str, culprit: int, step: 
         store = TCPStore("127.0.0.1", port, None, False, datetime.timedelta(seconds=60), wait_for_workers=False)
         return PrefixStore(f"{begun.name}/{name}", store)
 
-    connection("watchdog").set(f"process/{rank}", json.dumps(identity()))
+    notes = connection("watchdog")
+    notes.set(f"process/{rank}", json.dumps(identity()))
     torch.distributed.init_process_group("gloo", store=connection("group"), rank=rank, world_size=size)
-    with Watchdog(rank, size, connection("watchdog"), timeout) as dog:
+    with Watchdog(rank, size, notes, timeout) as dog:
         for now in range(STEPS):
             fault = kind if (rank, now) == (culprit, step) else ""
             dog.note(now, "forward")
@@ -63,9 +65,8 @@ def rank_of_job(rank: int, size: int, port: int, kind: str, culprit: int, step: 
             dog.note(now, "all-reduce")
             if fault != "sum left out":
                 torch.distributed.all_reduce(torch.ones(1000 if fault == SHAPES else 1))
-    if (rank, kind) == (culprit, "sum left out"):
-        begun.write_text(str(time.monotonic()))
-        time.sleep(1000)  # its connections stay open, so that the others wait
+        if (rank, kind) == (culprit, "sum left out"):
+            begun.write_text(str(time.monotonic()))
 
 
 def fork_rank(log: Path, *arguments) -> int:
@@ -87,13 +88,18 @@ def fork_rank(log: Path, *arguments) -> int:
 
 def serve_store() -> tuple[int, int]:
     """(process, port) of a store. Not in this process: a child of one with threads may find a lock held for ever."""
-    reading, writing = os.pipe()
+    # Of IPv4: for each connection to one of both kinds, PyTorch asks the name service whose address it is, and a store
+    # that waits for an answer keeps all others waiting.
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
     child = os.fork()
     if not child:
-        server = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-        os.write(writing, str(server.port).encode())
+        store = TCPStore(  # noqa: F841 (as long as the process)
+            "127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
         time.sleep(100_000)
-    return child, int(os.read(reading, 10))
+    listening.close()
+    return child, port
 
 
 def begin(kind: str, seed: int, timeout: float, room: Path, port: int) -> dict:
@@ -111,24 +117,19 @@ def begin(kind: str, seed: int, timeout: float, room: Path, port: int) -> dict:
 
 
 def ends_of(jobs: list[dict]) -> dict[int, tuple[int, float]]:
-    """(exit code, time) by process, of all ranks but those that left out a sum, which stay until they are killed."""
-    stay = {job["ranks"][job["culprit"]] for job in jobs if job["kind"] == "sum left out"}
-    awaited = {process for job in jobs for process in job["ranks"]} - stay
+    """(exit code, time) by process."""
     ends = {}
-    while awaited - ends.keys():
+    while any(process not in ends for job in jobs for process in job["ranks"]):
         process, status = os.waitpid(-1, 0)
         ends[process] = (os.waitstatus_to_exitcode(status), time.monotonic())
-    for process in stay - ends.keys():
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    return {process: ends[process] for process in awaited}
+    return ends
 
 
 def judge(job: dict, ends: dict[int, tuple[int, float]], timeout: float) -> dict:
     """What is wrong with the job's end ("" for nothing), and seconds beyond the timeout."""
     kind, culprit, step, left_out = job["kind"], job["culprit"], job["step"], job["kind"] == "sum left out"
-    codes = {rank: ends[process][0] for rank, process in enumerate(job["ranks"]) if process in ends}
-    last = max(ends[process][1] for process in job["ranks"] if process in ends)
+    codes = {rank: ends[process][0] for rank, process in enumerate(job["ranks"])}
+    last = max(ends[process][1] for process in job["ranks"])
     delay = last - float(job["begun"].read_text()) - timeout
     text = "".join(log.read_text(errors="replace") for log in job["logs"])
     if kind == SHAPES:
@@ -150,7 +151,7 @@ def judge(job: dict, ends: dict[int, tuple[int, float]], timeout: float) -> dict
     if codes != expected:
         wrong.append(f"codes {codes}, expected {expected}")
     # The stacks of all that can answer: the endless loop's, and even of one whose interpreter's lock is held.
-    if text.count("in rank_of_job") < job["size"] - (kind in ("stopped", "sum left out")):
+    if text.count("in rank_of_job") < job["size"] - (kind == "stopped"):
         wrong.append("stacks are missing")
     return {"kind": kind, "delay": delay, "wrong": f"{kind}: {'; '.join(wrong)}\n{text}" if wrong else ""}
 

@@ -125,8 +125,8 @@ class Scenarios:
         return found | self.continued("stopped", rank_timeout=5.0)
 
     def stopped_elsewhere(self) -> dict:
-        """Rank 1: where the processes join their group, and where the main one has something to tell before it
-        evaluates."""
+        """Rank 1: where the processes join their group, where the main one has something to tell before it evaluates,
+        and where all is done."""
 
         def stop(*_, **__) -> None:
             self.fault()
@@ -141,7 +141,11 @@ class Scenarios:
             if rank == 1:
                 training.evaluation_is_due = lambda *position: is_due(*position) and stop()
 
-        places = {"joining": at_joining, "evaluation": at_evaluation}
+        def at_the_end(rank: int) -> None:
+            if rank == 1:
+                torch.distributed.destroy_process_group = stop
+
+        places = {"joining": at_joining, "evaluation": at_evaluation, "end": at_the_end}
         return {name: self.run(f"stopped at {name}", 2, prepare, rank_timeout=5.0) for name, prepare in places.items()}
 
     def nan(self) -> dict:

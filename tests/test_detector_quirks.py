@@ -54,7 +54,14 @@ def test_defaults_are_those_of_the_published_numbers():
         ({"mask_average": "first"}, "mask_average must be one of stages, last, got 'first'"),
         ({"semantic_fusion": ("box", "masks")}, "semantic_fusion must be one of box, mask, got 'masks'"),
         ({"stage_iou": (0.5,)}, "one entry a stage"),
-        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be 1 to 1,000,000, got 0"),
+        ({"mask_convs": 1001}, "mask_convs must be 0 to 1,000, got 1001"),
+        ({"nms_iou": 1.5}, "nms_iou must be 0 to 1, got 1.5"),
+        ({"score_threshold": float("nan")}, "score_threshold must be 0 to 1, got nan"),
+        ({"semantic_loss_weight": float("inf")}, "semantic_loss_weight must be 0 to 1,000,000, got inf"),
+        ({"finest_size": 0.0}, "finest_size must be above 0, got 0.0"),
+        ({"stage_stds": ((0.1, 0.1, 0.2, -0.2),)}, "stage_stds must be above 0, got -0.2"),
+        ({"stage_iou": ()}, "stage_iou must have 1 to 100 entries, got 0"),
     ],
 )
 def test_wrong_values_are_named(fields, text):

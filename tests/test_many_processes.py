@@ -51,12 +51,12 @@ def test_a_stopped_rank_is_named_killed_and_continued_from(report):
     assert found["continued"] == 0 and found["differences"] == []
 
 
-@pytest.mark.parametrize(("place", "waits"), [("joining", "starting, for"), ("evaluation", "waiting, for")])
-def test_a_rank_stopped_elsewhere_is_named_and_not_the_one_that_waits_for_it(report, place, waits):
+@pytest.mark.parametrize(("place", "phase"), [("joining", "starting"), ("evaluation", "waiting"), ("end", "ended")])
+def test_a_rank_stopped_elsewhere_is_named_and_not_the_one_that_waits_for_it(report, place, phase):
     found = report["stopped_elsewhere"][place]
     assert found["codes"] == {"0": EXIT_CODE, "1": -9} and found["seconds"] < 5 + 5
     assert re.findall(r"culprit: (rank \d)", found["logs"][0]) == ["rank 1"]
-    assert re.search(rf"other:   rank 0 .*, {waits} \d s, in ", found["logs"][0])
+    assert re.search(rf"other:   rank 0 .*, {phase}, for \d s, in ", found["logs"][0])
 
 
 def test_a_loss_that_is_not_finite_in_one_rank_stops_all_before_the_step(report):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -182,6 +183,20 @@ def test_the_odd_one_out():
     assert list(_odd_ones(waits((6, "all-reduce"), (5, "all-reduce")))) == [0]  # ahead: it left something out
     assert list(_odd_ones(waits((6, "ended"), (6, "all-reduce")))) == [0]
     assert list(_odd_ones(waits((6, "all-reduce"), (6, "all-reduce")))) == []
+
+
+def test_who_is_done_waits_for_the_others_but_not_after_an_error():
+    store = Notes()
+    for rank in range(2):
+        store.set(f"process/{rank}", json.dumps(identity()))
+    first, second = (Watchdog(rank, 2, store, timeout=100.0).__enter__() for rank in range(2))
+    leaving = threading.Thread(target=first.__exit__, args=(None, None, None))
+    leaving.start()
+    leaving.join(1.0)
+    assert leaving.is_alive()
+    second.__exit__(ValueError, ValueError(), None)
+    leaving.join(5.0)
+    assert not leaving.is_alive()
 
 
 def test_the_launchers_end_is_noticed(three_ranks, monkeypatch):
